@@ -1,0 +1,282 @@
+"""What passes between the parts of a study: arms, plans, trials, results, verdicts. Frozen, JSON-able where stored."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ablate.schema import Run
+from ablate.variant import Variant
+
+Phase = Literal["search", "confirm"]
+Outcome = Literal["complete", "diverged", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPlan:
+    """One arm, priced. All FLOPs are `afl-1`; per-token figures are averages over `trainer.seq_len`.
+
+    Attributes:
+        run: the configuration with the arm's overrides applied.
+        step_mflop: charge of one optimizer step, rounded up.
+        tokens: training tokens of one trial.
+        mismatch: relative difference to the baseline of what the budget does not match, by currency
+            (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`).
+    """
+
+    name: str
+    is_baseline: bool
+    run: Run
+    variant: Variant
+    params: int
+    active_params: int
+    train_flops_per_token: float
+    kv_bytes_per_token: float
+    decode_flops: int
+    step_mflop: int
+    steps: int
+    tokens: int
+    mismatch: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study will do and cost; nothing has been spent.
+
+    Attributes:
+        study: name of the study, `<sweep>-<first 8 of fingerprint>`.
+        fingerprint: hash of everything that decides the numbers.
+        caps: MFLOP per ledger phase (`search`, `confirm`, `contingency`).
+        lr_grid: learning rates of the first search round.
+        search_seed, confirm_seeds: disjoint, so that selection and estimation never share a run.
+        detectable_effect: nats that the confirm design finds with 80 % power, under `noise_sd`.
+        noise_sd: standard deviation of paired differences that this assumes, and `noise_source` where from.
+        estimated_seconds: wall time with the planned workers, or None where nothing is known.
+    """
+
+    study: str
+    fingerprint: str
+    question: str
+    run: Run
+    arms: tuple[ArmPlan, ...]
+    total_mflop: int
+    trial_mflop: int
+    caps: dict[str, int]
+    lr_grid: tuple[float, ...]
+    search_seed: int
+    confirm_seeds: tuple[int, ...]
+    data_fingerprint: str
+    detectable_effect: float
+    noise_sd: float
+    noise_source: str
+    workers: int
+    estimated_seconds: float | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> ArmPlan:
+        return next(arm for arm in self.arms if arm.is_baseline)
+
+    def arm(self, name: str) -> ArmPlan:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One training run, complete enough to repeat it anywhere. Stored as JSON.
+
+    Attributes:
+        fingerprint: content hash of all that decides the result (not of arm, phase or study names).
+        run: `schema.to_dict` of the arm's configuration, learning rate applied.
+        steps: optimizer steps that the allowance pays for.
+    """
+
+    fingerprint: str
+    arm: str
+    phase: Phase
+    replicate: int
+    seed: int
+    lr: float
+    run: dict[str, Any]
+    steps: int
+    step_mflop: int
+    data_fingerprint: str
+
+    @property
+    def allowance_mflop(self) -> int:
+        return self.steps * self.step_mflop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of a trial's curve. Losses are nats per token; `val_loss` is None between evaluations."""
+
+    step: int
+    tokens: int
+    mflop: int
+    seconds: float
+    lr: float
+    train_loss: float | None = None
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What a trial came to.
+
+    Attributes:
+        val_loss: final held-out loss in nats per token; the capped loss ln(vocabulary) where the trial diverged.
+        val_bpb: the same in bits per byte of text.
+        tokens_hash: hash of the training tokens in the order they were seen.
+        seconds: training wall time, evaluation excluded.
+        metrics: further scalars, `diag/…` and `loss/…`.
+        reason: why it ended early, in words.
+    """
+
+    outcome: Outcome
+    val_loss: float | None
+    val_bpb: float | None
+    steps: int
+    tokens: int
+    useful_mflop: int
+    seconds: float
+    tokens_hash: str = ""
+    curve: tuple[Point, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Meter(Protocol):
+    """How a trainer pays. Calls may raise `Superseded` or `StopTraining` (`ablate.training`)."""
+
+    def debit(self, step: int, steps: int) -> None:
+        """Pay for `steps` steps from `step` on, before computing them; renews the lease."""
+
+    def progress(self, point: Point) -> None:
+        """Make a curve point visible to whoever watches."""
+
+    def durable(self, step: int) -> None:
+        """A verified checkpoint now holds everything up to `step`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A trial as the study database knows it; what reports, pages and exporters read.
+
+    Attributes:
+        state: queued | running | complete | diverged | failed | cancelled.
+        reused_from: study that paid for this result, where it was found and not trained again.
+        charged_mflop: useful work plus what a fault made it do again.
+    """
+
+    number: int
+    spec: TrialSpec
+    state: str
+    result: TrialResult | None
+    reused_from: str | None
+    attempts: int
+    charged_mflop: int
+    worker: str | None
+    started_at: float | None
+    ended_at: float | None
+    progress: Point | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseAccount:
+    """The ledger of one phase in MFLOP; `spent + reserved <= cap` always."""
+
+    phase: str
+    cap: int
+    spent: int
+    reserved: int
+    waste: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrCurve:
+    """Tuning of one arm: every search trial, and the quadratic through the best points in log2 of the rate.
+
+    Attributes:
+        best: grid point with the lowest loss, used for the confirm phase.
+        optimum: vertex of the quadratic, None where it is not convex.
+        at_edge: the best point is the lowest or highest tried.
+    """
+
+    arm: str
+    points: tuple[tuple[float, float, str], ...]
+    """(learning rate, loss, outcome), by rate."""
+    best: float
+    optimum: float | None
+    at_edge: bool
+    tuning_mflop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caveat:
+    """A reason for doubt; a blocker forbids `helps`, `hurts` and `equivalent`."""
+
+    id: str
+    blocks: bool
+    text: str
+
+
+VerdictKind = Literal["helps", "hurts", "equivalent", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The end product for an arm: its paired difference to the baseline on fresh seeds. Negative is better.
+
+    Attributes:
+        delta, low, high: mean paired difference in nats and its 95 % t-interval.
+        p_t, p_flip, p_holm: paired t, exact sign-flip, and Holm-adjusted paired t over the sweep's contrasts.
+        p_tost: equivalence within `margin`.
+        detectable: effect this design finds with 80 % power at the observed noise.
+        level: evidence level L0 … L3 (methodology §F).
+        sentence: the verdict in one deterministic line.
+    """
+
+    arm: str
+    baseline: str
+    kind: VerdictKind
+    n: int
+    delta: float
+    low: float
+    high: float
+    sd: float
+    rho: float
+    p_t: float
+    p_flip: float
+    p_holm: float
+    p_tost: float
+    margin: float
+    detectable: float
+    loss: float
+    bpb: float
+    search_loss: float
+    lr: float
+    level: str
+    caveats: tuple[Caveat, ...]
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyView:
+    """One consistent reading of a study: what every table, page, report and exporter renders.
+
+    Attributes:
+        state: planned | running | stopped | done.
+        events: (unix seconds, kind, text), newest last.
+        workers: name to (host, pid, trial number or None, last progress in unix seconds).
+    """
+
+    name: str
+    state: str
+    created_at: float
+    plan: Plan
+    trials: tuple[TrialRow, ...]
+    accounts: tuple[PhaseAccount, ...]
+    lr_curves: tuple[LrCurve, ...]
+    verdicts: tuple[Verdict, ...]
+    provenance: dict[str, str]
+    events: tuple[tuple[float, str, str], ...]
+    workers: dict[str, tuple[str, int, int | None, float]]

@@ -1,0 +1,249 @@
+"""The typed description of a whole run. Plain dataclasses; `ablate.config` fills them from YAML and overrides.
+
+Keys are what a user types (`model.hidden_size=128`), so they follow the official `config.json` where it has a name.
+Ranges that need no other knowledge are checked here; what needs the registry or the data is checked in `ablate.plan`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+SLOT_GROUPS = ("residual", "norm", "position", "sink", "output_projection", "compressor", "indexer", "ffn", "router")
+"""Slots that are chosen once per model, each a top-level config group; `attention` is chosen per layer by the schedule."""
+
+
+@dataclass
+class Slot:
+    """A component and its options; `args` is complete after composition."""
+
+    name: str = "???"
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """Sizes of a model and its per-layer schedules.
+
+    Attributes:
+        compress_ratios: schedule, as grammar text `swa*2,(csa@4,hca@128)*3`, a list of such tokens, or the official
+            list of integers (0 sliding window, 4 CSA, any other HCA).
+        num_hash_layers: leading layers whose router is `hash`.
+    """
+
+    name: str = "???"
+    vocab_size: int = 0
+    """0 means: as many as the tokenizer has."""
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    """Heads of keys and values in `dense` attention; 0 means as many as query heads."""
+    head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    q_lora_rank: int = 0
+    o_groups: int = 1
+    o_lora_rank: int = 0
+    sliding_window: int = 0
+    compress_ratios: Any = "???"
+    index_n_heads: int = 1
+    index_head_dim: int = 0
+    index_topk: int = 0
+    moe_intermediate_size: int = 0
+    n_routed_experts: int = 1
+    n_shared_experts: int = 0
+    num_experts_per_tok: int = 1
+    num_hash_layers: int = 0
+    routed_scaling_factor: float = 1.5
+    num_nextn_predict_layers: int = 0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 1048576
+
+
+@dataclass
+class Data:
+    """Where text comes from and how it becomes tokens.
+
+    Attributes:
+        source: `stdlib` (the Python standard library's own source text), or anything `datasets.load_dataset` takes as
+            its first argument: a hub name, or a builder such as `text`, `json`, `parquet` together with `files`.
+        files: paths or globs for a builder.
+        tokenizer: `bpe` (trained on the corpus), `bytes`, or a directory or file holding a `tokenizer.json`.
+        val_fraction: share of documents held out, chosen by document.
+        val_tokens: tokens of the held-out text that every evaluation uses.
+    """
+
+    name: str = "???"
+    source: str = "stdlib"
+    files: list[str] = field(default_factory=list)
+    config_name: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    tokenizer: str = "bpe"
+    vocab_size: int = 2048
+    val_fraction: float = 0.05
+    val_tokens: int = 32768
+    max_bytes: int = 0
+    """0 means all of it."""
+
+
+@dataclass
+class Budget:
+    """Compute. Amounts are FLOPs, as a number or text such as `3e15` or `2 PFLOP`.
+
+    Attributes:
+        total: bound of the whole study; null means what the planned trials need plus contingency.
+        per_trial: allowance of one trial; null means an equal share of `total`.
+        match: what is equal between arms.
+        contingency: share of `total` kept for work that faults made necessary twice.
+    """
+
+    name: str = "???"
+    total: Any = None
+    per_trial: Any = None
+    match: str = "flops"
+    contingency: float = 0.05
+
+
+@dataclass
+class Optimizer:
+    """How one trial is optimised. `lr` is the grid centre when the sweep tunes it."""
+
+    name: str = "???"
+    lr: float = 3e-3
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-20
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    warmup: float = 0.05
+    """Share of the allowance over which the rate rises linearly."""
+    decay: float = 0.3
+    """Share of the allowance over which it falls to zero at the end (1 - sqrt)."""
+
+
+@dataclass
+class Trainer:
+    """How one trial runs."""
+
+    device: str = "auto"
+    precision: str = "32-true"
+    seq_len: int = 0
+    batch_size: int = 0
+    """Sequences per optimizer step."""
+    evals: int = 8
+    """Evaluations per trial, at equal shares of its allowance; the last one is the result."""
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass
+class Search:
+    """Tuning of every arm with equal compute. The learning rate is always tuned.
+
+    Attributes:
+        points: learning rates per arm in the first round, spaced by `factor` around `optimizer.lr`; at least 5.
+        extensions: further rounds of one point per arm, spent on the edge side of an arm whose optimum is at the edge.
+    """
+
+    points: int = 5
+    factor: float = 2.0
+    extensions: int = 2
+
+
+@dataclass
+class Confirm:
+    """Fresh paired seeds on which verdicts stand.
+
+    Attributes:
+        replicates: seeds per arm.
+        margin: nats within which a difference counts as equivalent.
+        alpha: family-wise error rate over the sweep's contrasts.
+    """
+
+    replicates: int = 6
+    margin: float = 0.01
+    alpha: float = 0.05
+
+
+@dataclass
+class Sweep:
+    """One question: which arms, against which baseline.
+
+    Attributes:
+        arms: arm name to overrides of the configuration, such as `{residual: prenorm}` or
+            `{model.compress_ratios: csa@4*6}`.
+    """
+
+    name: str = "???"
+    question: str = ""
+    baseline: str = "???"
+    arms: dict[str, Any] = field(default_factory=dict)
+    search: Search = field(default_factory=Search)
+    confirm: Confirm = field(default_factory=Confirm)
+
+
+@dataclass
+class Launcher:
+    """Where trials run. `workers` 0 means one per core on CPU, one per GPU otherwise."""
+
+    name: str = "???"
+    workers: int = 0
+    threads: int = 1
+    lease_seconds: float = 60.0
+    max_attempts: int = 3
+
+
+@dataclass
+class Tracking:
+    """The MLflow mirror. `uri` null means a SQLite store in the home folder."""
+
+    name: str = "???"
+    enabled: bool = True
+    uri: str | None = None
+    seconds: float = 10.0
+    """Time between exports while a study runs."""
+
+
+@dataclass
+class Run:
+    """Everything that decides a study."""
+
+    sweep: Sweep = field(default_factory=Sweep)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    budget: Budget = field(default_factory=Budget)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: Trainer = field(default_factory=Trainer)
+    launcher: Launcher = field(default_factory=Launcher)
+    tracking: Tracking = field(default_factory=Tracking)
+    residual: Slot = field(default_factory=Slot)
+    norm: Slot = field(default_factory=Slot)
+    position: Slot = field(default_factory=Slot)
+    sink: Slot = field(default_factory=Slot)
+    output_projection: Slot = field(default_factory=Slot)
+    compressor: Slot = field(default_factory=Slot)
+    indexer: Slot = field(default_factory=Slot)
+    ffn: Slot = field(default_factory=Slot)
+    router: Slot = field(default_factory=Slot)
+    seed: int = 0
+    home: str | None = None
+    plugins: list[str] = field(default_factory=list)
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    """JSON-able form; `from_dict` is its inverse."""
+    return dataclasses.asdict(run)
+
+
+def from_dict(values: dict[str, Any]) -> Run:
+    """A `Run` from the form that `to_dict` writes."""
+    return _build(Run, values)
+
+
+def _build(cls: type, values: dict[str, Any]) -> Any:
+    nested = {f.name: f.type for f in dataclasses.fields(cls)}
+    return cls(
+        **{
+            key: _build(nested[key], value) if dataclasses.is_dataclass(nested[key]) else value
+            for key, value in values.items()
+        }
+    )

@@ -1,0 +1,3 @@
+"""Pure PyTorch building blocks of language models and their registry."""
+
+DISTRIBUTION = "ablate"

@@ -1,0 +1,204 @@
+"""The contracts of all slots on one page: abstract bases that every registered component fulfils.
+
+A component is a final class derived from one of these. It nests its own options in a frozen `Config`, is built as
+`Component(config, site, **parts)` where `parts` are the built instances of the slots named in `uses`, and declares its
+cost without being built. `cost` covers the component itself; the parts it uses are costed by themselves.
+
+Axis letters: b batch, s sequence, d hidden size, n residual streams, h heads, c head size, t compressed entries.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from components.spec import Cost, NoOptions, Site
+
+Aux = dict[str, Tensor]
+"""Scalar auxiliary losses (`loss/…`) and diagnostics (`diag/…`), returned and never hidden in a module."""
+
+
+class Component(nn.Module, ABC):
+    """Base of all slots."""
+
+    slot: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Slots whose built instances the constructor takes as keyword arguments of the same names."""
+
+    Config: ClassVar[type] = NoOptions
+
+    @staticmethod
+    @abstractmethod
+    def cost(config: Any, site: Site, seq_len: int) -> Cost:
+        """Exact cost at `site` for one sequence of `seq_len` tokens, without building anything."""
+
+    @staticmethod
+    def check(config: Any, site: Site, seq_len: int) -> None:
+        """Raise `ValueError` (key, value, what is allowed) where the component cannot work."""
+
+    @staticmethod
+    def warnings(config: Any, site: Site, seq_len: int) -> list[str]:
+        """Sentences on settings under which the component does nothing or less than its name promises."""
+        return []
+
+
+class Norm(Component):
+    """Normalisation over the last axis. Built as `Norm(config, site, size=...)` because its width varies by place."""
+
+    slot = "norm"
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosines and sines of one layer, for positions 0 … length-1."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Position(Component):
+    """How attention learns where a token stands. One instance per layer, because the base depends on the mechanism."""
+
+    slot = "position"
+
+    @abstractmethod
+    def rotate(self, x: Float[Tensor, "b s ... c"], positions: Int[Tensor, "s"]) -> Float[Tensor, "b s ... c"]:
+        """Encode absolute `positions` into queries or keys; rotary channels are the last ones."""
+
+    @abstractmethod
+    def unrotate(self, x: Float[Tensor, "b s h c"], positions: Int[Tensor, "s"]) -> Float[Tensor, "b s h c"]:
+        """What happens to attention's output where values were rotated with keys; identity where they were not."""
+
+
+class Sink(Component):
+    """Where attention mass goes that no token deserves."""
+
+    slot = "sink"
+
+    @abstractmethod
+    def logits(self) -> Float[Tensor, "h"] | None:
+        """One extra logit per head for the softmax denominator, or None."""
+
+
+class OutputProjection(Component):
+    """Heads back to the hidden size."""
+
+    slot = "output_projection"
+
+    @abstractmethod
+    def forward(self, heads: Float[Tensor, "b s h c"]) -> Float[Tensor, "b s d"]: ...
+
+
+class Compressor(Component):
+    """A sequence to one entry per complete block of `site.layer.ratio` tokens. Built with `width=` channels per entry."""
+
+    slot = "compressor"
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
+        """Entries of all complete blocks, normalised and rotated at each block's first position; t = s // ratio."""
+
+
+class Indexer(Component):
+    """Chooses which compressed entries a query attends to. No language-model gradient passes through the choice."""
+
+    slot = "indexer"
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        query_latent: Float[Tensor, "b s q"],
+        visible: Int[Tensor, "s"],
+        position: Position,
+    ) -> tuple[Tensor, Aux]:
+        """A boolean mask [b, s, t] with at most `site.layer.topk` chosen entries per query, all of them visible.
+
+        Args:
+            visible: number of entries that each query may see.
+        """
+
+
+class Attention(Component):
+    """Mixes a sequence causally."""
+
+    slot = "attention"
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b s d"]) -> tuple[Float[Tensor, "b s d"], Aux]: ...
+
+    @classmethod
+    def default_layer(cls) -> Mapping[str, Any]:
+        """Fields of `Layer` that a schedule token fills in when it names only the mechanism (`overlap`, `topk`, …)."""
+        return {}
+
+
+class Router(Component):
+    """Chooses experts and their weights."""
+
+    slot = "router"
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "m d"], token_ids: Int[Tensor, "m"]
+    ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"], Aux]:
+        """Weights and expert indices of the k experts of each of m tokens."""
+
+
+class FFN(Component):
+    """Mixes channels. Every entry receives the token ids; most ignore them."""
+
+    slot = "ffn"
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "b s d"], token_ids: Int[Tensor, "b s"]
+    ) -> tuple[Float[Tensor, "b s d"], Aux]: ...
+
+
+class Collapse(nn.Module, ABC):
+    """Residual state back to one hidden vector per token, before the final norm."""
+
+    @abstractmethod
+    def forward(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s d"]: ...
+
+
+class Residual(Component):
+    """What a layer reads from and writes to. One instance per site, two sites per layer (attention, then FFN).
+
+    The state always has a stream axis; a plain residual has one stream. The carry that `read` returns goes to `write`,
+    never onto `self`, so that activation checkpointing can run `read` again.
+    """
+
+    slot = "residual"
+
+    @staticmethod
+    @abstractmethod
+    def streams(config: Any) -> int:
+        """Number of residual streams n."""
+
+    @staticmethod
+    @abstractmethod
+    def collapse(config: Any, site: Site) -> Collapse:
+        """Build the module that ends the stack; `site` is the last layer's."""
+
+    @staticmethod
+    @abstractmethod
+    def collapse_cost(config: Any, site: Site, seq_len: int) -> Cost:
+        """Cost of the module that `collapse` builds."""
+
+    @abstractmethod
+    def read(self, state: Float[Tensor, "b s n d"]) -> tuple[Float[Tensor, "b s d"], Any]:
+        """The branch's input and a carry for `write`."""
+
+    @abstractmethod
+    def write(
+        self, state: Float[Tensor, "b s n d"], y: Float[Tensor, "b s d"], carry: Any
+    ) -> Float[Tensor, "b s n d"]:
+        """The next state, given the branch's output."""
