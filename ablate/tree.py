@@ -1,0 +1,242 @@
+"""The values of a run under construction: one door through which every value passes, typed and checked.
+
+YAML, the command line and arms all come through `Tree.set`, so that each mistake gets the same sentence: key, value,
+what is allowed, nearest match, and where it stands.
+"""
+
+import copy
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ablate import ranges, schema
+from ablate.errors import BadInputError
+from ablate.typed import coerce, field_types
+from components import registry
+
+ARM_GROUPS = ("model", "optimizer", *schema.SLOT_GROUPS)
+"""What an arm may change. Data, trainer, budget and seeds are shared by all arms, or pairs would not be pairs."""
+
+
+
+def apply_arm(run: schema.Run, overrides: Mapping[str, Any] | None, arm: str = "") -> schema.Run:
+    """`run` with an arm's overrides (`{"residual": "mhc", "model.compress_ratios": "csa@4*6"}`) applied.
+
+    Raises:
+        BadInputError: as `load`, or a key that arms must share.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise BadInputError(
+            f"sweep.arms.{arm}={overrides!r} is not a mapping of overrides such as {{residual: prenorm}}."
+        )
+    tree = Tree({}, schema.to_dict(run), f" (arm '{arm}')" if arm else "")
+    # a component's name before its options: the name replaces all options by its defaults
+    for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
+        top = str(key).split(".")[0]
+        if top in tree.values and top not in ARM_GROUPS:
+            raise BadInputError(
+                f"{key}={value} cannot differ between arms{tree.where(key)}: arms share {top}, so that their seeds stay "
+                f"paired. Allowed: {', '.join(ARM_GROUPS)}."
+            )
+        if key == "optimizer.lr":
+            raise BadInputError(
+                f"optimizer.lr={value} cannot differ between arms{tree.where(key)}: it is tuned for every arm. "
+                "Set sweep.search.points and sweep.search.factor to widen the grid."
+            )
+        tree.set(str(key), value)
+    return tree.build(require_sweep=False)
+
+
+class Tree:
+    """Nested values of a `Run` under construction; `set` is the one door for every value."""
+
+    def __init__(self, sources: dict[str, Path], values: dict[str, Any] | None = None, place: str = ""):
+        self.sources = sources
+        self.values = copy.deepcopy(values) if values else schema.to_dict(schema.Run())
+        self.place = place
+
+    def merge(self, prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            self.set(f"{prefix}{key}", value)
+
+    def remove_arm(self, name: str) -> None:
+        arms = self.values["sweep"]["arms"]
+        if name not in arms:
+            raise BadInputError(f"~sweep.arms.{name}: {registry.unknown('arm', name, arms)}")
+        del arms[name]
+
+    def set(self, key: str, value: Any) -> None:
+        """Put a checked value at a dotted key.
+
+        Raises:
+            BadInputError: the key does not exist, or the value has the wrong type or is out of range.
+        """
+        parts = key.split(".")
+        if parts[0] in schema.SLOT_GROUPS:
+            return self._set_slot(parts[0], parts[1:], value)
+        cls: Any = schema.Run
+        node = self.values
+        for depth, part in enumerate(parts):
+            types = field_types(cls)
+            if part not in types:
+                raise self._unknown(key, value)
+            kind, last = types[part], depth == len(parts) - 1
+            if dataclasses.is_dataclass(kind):
+                if last:
+                    if not isinstance(value, Mapping):
+                        raise BadInputError(
+                            f"{key}={value}{self.where(key)} is a group of keys, not a value. "
+                            f"Allowed below it: {', '.join(field_types(kind))}."
+                        )
+                    return self.merge(f"{key}.", value)
+                cls, node = kind, node[part]
+            elif last:
+                node[part] = self._value(key, value, kind)
+            elif kind == dict[str, Any]:  # open by design: the arms of a sweep
+                node[part][".".join(parts[depth + 1 :])] = plain(value)
+                return None
+            else:
+                raise self._unknown(key, value)
+        return None
+
+    def _set_slot(self, slot: str, rest: list[str], value: Any) -> None:
+        key = ".".join([slot, *rest])
+        if not rest and isinstance(value, Mapping):
+            for inner in sorted(value, key=lambda k: k != "name"):
+                self.set(f"{slot}.{inner}", value[inner])
+        elif not rest or rest == ["name"]:
+            entry = self._entry(slot, str(value), key)
+            kept = self.values[slot]
+            if kept["name"] != entry.name or rest != ["name"]:
+                self.values[slot] = {"name": entry.name, "args": _defaults(entry.cls.Config)}
+        elif rest == ["args"] and isinstance(value, Mapping):
+            self.merge(f"{slot}.args.", value)
+        elif len(rest) == 2 and rest[0] == "args":
+            entry = self._entry(slot, self.values[slot]["name"], key)
+            types = field_types(entry.cls.Config)
+            if rest[1] not in types:
+                names = [f"{slot}.args.{name}" for name in types]
+                raise BadInputError(
+                    f"{key}={value}{self.where(key)}: "
+                    f"{registry.unknown(f'option of {slot}/{entry.name}', key, names)}"
+                )
+            self.values[slot]["args"][rest[1]] = self._value(key, value, types[rest[1]])
+            self._check_config(slot, entry, key, value)
+        else:
+            raise self._unknown(key, value)
+
+    def _entry(self, slot: str, name: str, key: str) -> registry.Entry:
+        try:
+            return registry.get(slot, name)
+        except registry.UnknownNameError as error:
+            raise BadInputError(f"{slot}={name}{self.where(key)}: {error}") from error
+
+    def _check_config(self, slot: str, entry: registry.Entry, key: str, value: Any) -> None:
+        """Let the component's own `__post_init__` judge, with all options that are set so far."""
+        try:
+            entry.config({k: v for k, v in self.values[slot]["args"].items() if v != "???"})
+        except ValueError as error:
+            raise BadInputError(f"{key}={value}{self.where(key)}: {error}") from error
+        except TypeError:
+            pass  # a required option is still missing; `build` names it
+
+    def _value(self, key: str, value: Any, kind: Any) -> Any:
+        if value == "???":
+            return value
+        try:
+            typed = plain(coerce(value, kind))
+        except ValueError as error:
+            raise BadInputError(f"{key}={value}{self.where(key)} has the wrong type. Allowed: {error}.") from None
+        ranges.check(key, typed, self.where(key))
+        return typed
+
+    def _unknown(self, key: str, value: Any) -> BadInputError:
+        return BadInputError(f"unknown key {key}={value}{self.where(key)}. {allowed_keys(key, self.values)}")
+
+    def where(self, key: str) -> str:
+        """` (file:line)` of a key that comes from YAML, or the arm's name."""
+        if self.place or not self.sources:
+            return self.place
+        top, leaf = key.split(".")[0], key.split(".")[-1]
+        first = [self.sources[name] for name in (top, "sweep", "") if name in self.sources]
+        for path in dict.fromkeys([*first, *self.sources.values()]):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if re.match(rf"\s*['\"]?{re.escape(leaf)}['\"]?\s*:", line):
+                    return f" ({path}:{number})"
+        return ""
+
+    def build(self, require_sweep: bool) -> schema.Run:
+        """The typed run, once nothing mandatory is missing."""
+        for key, value in leaves(self.values):
+            if value == "???" and (require_sweep or not key.startswith("sweep.")):
+                raise BadInputError(f"{key} has no value{self.place}. Give {key}=VALUE.")
+        for key, bound in ranges.BOUNDS.items():
+            value = _get(self.values, key)
+            if not isinstance(value, str) and not bound.holds(value):
+                raise BadInputError(f"{key}={value} is out of range{self.place}. Allowed: {bound}.")
+        sweep = self.values["sweep"]
+        if require_sweep:
+            if len(sweep["arms"]) < 2:
+                raise BadInputError(f"sweep.arms has {len(sweep['arms'])} arm; a comparison needs at least 2.")
+            if sweep["baseline"] not in sweep["arms"]:
+                raise BadInputError(
+                    f"sweep.baseline={sweep['baseline']}: {registry.unknown('arm', sweep['baseline'], sweep['arms'])}"
+                )
+        return schema.from_dict(copy.deepcopy(self.values))
+
+
+def _defaults(config: type) -> dict[str, Any]:
+    values = {}
+    for f in dataclasses.fields(config):
+        if f.default is not dataclasses.MISSING:
+            values[f.name] = plain(f.default)
+        elif f.default_factory is not dataclasses.MISSING:
+            values[f.name] = plain(f.default_factory())
+        else:
+            values[f.name] = "???"
+    return values
+
+
+def plain(value: Any) -> Any:
+    """JSON-able form: tuples as lists, mappings with text keys."""
+    if isinstance(value, Mapping):
+        return {str(plain(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and f"{prefix}{key}" != "sweep.arms":
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def keys(values: Mapping[str, Any]) -> list[str]:
+    return [key for key, _ in leaves(values)]
+
+
+def _get(values: Mapping[str, Any], key: str) -> Any:
+    node: Any = values
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def allowed_keys(key: str, values: Mapping[str, Any] | None = None) -> str:
+    """Nearest existing key, and what may stand at that place."""
+    values = values or schema.to_dict(schema.Run())
+    known = [*keys(values), *values]
+    parent, _, leaf = key.rpartition(".")
+    below = [name for name in known if name.rpartition(".")[0] == parent]
+    siblings = {name.rpartition(".")[2]: name for name in below}
+    near = [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1)]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    names = sorted({name.rpartition(".")[2] for name in below} or set(values))
+    return f"{hint}Allowed{f' below {parent}' if below and parent else ''}: {', '.join(names)}."
