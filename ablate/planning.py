@@ -1,0 +1,312 @@
+"""From a configuration to priced arms: what a study will do and cost, before anything is spent."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from typing import Any
+
+from ablate import calibrate, schema, units
+from ablate.errors import BadInputError
+from ablate.home import Home
+from ablate.records import ArmPlan, Plan
+from ablate.tree import apply_arm
+from ablate.variant import Variant
+from components.spec import FLOP_CONVENTION, Cost
+
+SHORT_RUN = 300
+"""Optimizer steps below which a trial carries no verdict (methodology §A5)."""
+
+_IMMATERIAL = {
+    "launcher": None,
+    "tracking": None,
+    "home": None,
+    "trainer": ("checkpoint_seconds",),
+    "sweep": ("question", "name"),
+    "model": ("name",),
+    "data": ("name",),
+    "budget": None,
+    "optimizer": ("name",),
+}
+"""Parts of a configuration that change no number: a whole group, or some of its keys. Budgets act through steps and caps."""
+
+
+def make_plan(run: schema.Run, home: Home) -> Plan:
+    """Price every arm, divide the budget, and say what effect the design can detect and how long it will take.
+
+    Reads the data's fingerprint and earlier trials of `home`; writes nothing.
+
+    Raises:
+        BadInputError: an arm that cannot be built, two arms that are the same, data that is not there, or a budget that
+            does not pay for the planned trials; the message has the numbers and the smallest budget that works.
+    """
+    from ablate import data
+
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, device=_device(run.trainer.device)))
+    data_fingerprint = data.fingerprint(run.data)
+    vocab_size = _vocab_size(run)
+    variants = {name: _variant(run, name, vocab_size) for name in run.sweep.arms}
+    _refuse_twins(run, variants)
+
+    seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
+    costs = {name: variant.costs(seq_len).total for name, (_, variant) in variants.items()}
+    steps_mflop = {name: -(-cost.train_flops * batch // units.MFLOP) for name, cost in costs.items()}
+    allowance, total, caps = _divide(run, max(steps_mflop.values()))
+    steps = {name: allowance // mflop for name, mflop in steps_mflop.items()}
+    if run.budget.match == "tokens":
+        steps = dict.fromkeys(steps, min(steps.values()))
+
+    warnings: list[str] = []
+    arms = _arms(run, variants, costs, steps_mflop, steps)
+    for arm in arms:
+        warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
+    short = min(arms, key=lambda arm: arm.steps)
+    if short.steps < SHORT_RUN:
+        warnings.append(
+            f"{short.name} trains for {short.steps} steps; below {SHORT_RUN} no verdict is given. "
+            f"budget.per_trial={units.compute(SHORT_RUN * max(steps_mflop.values()))} or more would do."
+        )
+    views = calibrate.earlier(home)
+    sd, source = calibrate.noise(run, views)
+    workers = _workers(run)
+    fingerprint = _fingerprint(run, arms, allowance, caps, data_fingerprint)
+    seed = run.seed * 1000
+    return Plan(
+        study=f"{run.sweep.name}-{fingerprint[:8]}",
+        fingerprint=fingerprint,
+        question=run.sweep.question,
+        run=run,
+        arms=tuple(arms),
+        total_mflop=total,
+        trial_mflop=allowance,
+        caps=caps,
+        lr_grid=_grid(run),
+        search_seed=seed,
+        confirm_seeds=tuple(seed + 1 + i for i in range(run.sweep.confirm.replicates)),
+        data_fingerprint=data_fingerprint,
+        detectable_effect=_detectable(run, sd),
+        noise_sd=sd,
+        noise_source=source,
+        workers=workers,
+        estimated_seconds=calibrate.seconds(run, arms, workers, views),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _variant(run: schema.Run, name: str, vocab_size: int) -> tuple[schema.Run, Variant]:
+    """An arm's configuration and its variant, checked for the sequence length."""
+    applied = apply_arm(run, run.sweep.arms[name], name)
+    try:
+        variant = Variant.from_run(applied, vocab_size)
+        variant.check(run.trainer.seq_len)
+    except (BadInputError, ValueError) as error:
+        raise BadInputError(f"arm '{name}': {error}") from error
+    return applied, variant
+
+
+def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant]]) -> None:
+    """Two arms that describe the same model and optimizer would be paid for twice to learn nothing."""
+    seen: dict[str, str] = {}
+    for name, (applied, variant) in variants.items():
+        key = variant.fingerprint + json.dumps(dataclasses.asdict(applied.optimizer), sort_keys=True)
+        if key in seen:
+            raise BadInputError(
+                f"sweep.arms.{name}={run.sweep.arms[name]} is the same model as arm '{seen[key]}' ({variant.schedule}). "
+                "Remove one of them or change an option that makes a difference."
+            )
+        seen[key] = name
+
+
+def _divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]]:
+    """Allowance per trial, total, and caps per phase, all in MFLOP."""
+    search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
+    searched = len(run.sweep.arms) * (search.points + search.extensions)
+    confirmed = len(run.sweep.arms) * confirm.replicates
+    trials = searched + confirmed
+    per_trial, total = run.budget.per_trial, run.budget.total
+    if per_trial is None and total is None:
+        raise BadInputError("budget.per_trial and budget.total are both null. Give one, such as budget.total=5e13.")
+    if per_trial is None:
+        bound = units.mflop(total, "budget.total")
+        allowance = (bound - math.floor(bound * share)) // trials
+    else:
+        allowance = units.mflop(per_trial, "budget.per_trial")
+        bound = units.mflop(total, "budget.total") if total is not None else _with_contingency(trials * allowance, share)
+    needed = _with_contingency(trials * dearest_step, share)
+    if allowance < dearest_step:
+        key = f"budget.per_trial={per_trial}" if per_trial is not None else f"budget.total={total}"
+        raise BadInputError(
+            f"{key} is too small: one optimizer step of the costliest arm takes {units.compute(dearest_step)}, and a trial "
+            f"is allowed {units.compute(allowance) if allowance else 'nothing'}. Smallest that works: "
+            + (f"{_ceil(dearest_step)}" if per_trial is not None else f"{_ceil(needed)}")
+            + f"; for verdicts, {SHORT_RUN} steps: "
+            + (
+                f"{_ceil(SHORT_RUN * dearest_step)}."
+                if per_trial is not None
+                else f"{_ceil(_with_contingency(SHORT_RUN * trials * dearest_step, share))}."
+            )
+        )
+    contingency = math.floor(bound * share) if total is not None else bound - trials * allowance
+    if trials * allowance + contingency > bound:
+        raise BadInputError(
+            f"budget.total={total} is too small for {trials} trials of {units.compute(allowance)} "
+            f"(budget.per_trial={per_trial}) and {share:.0%} contingency. Smallest that works: "
+            f"budget.total={_ceil(_with_contingency(trials * allowance, share))}; or "
+            f"budget.per_trial={(bound - contingency) // trials * units.MFLOP} for this total."
+        )
+    caps = {"search": searched * allowance, "confirm": confirmed * allowance, "contingency": contingency}
+    return allowance, bound, caps
+
+
+def _with_contingency(mflop: int, share: float) -> int:
+    """Smallest total of which `mflop` is left when `share` is set aside."""
+    total = math.ceil(mflop / (1 - share))
+    while total - math.floor(total * share) < mflop:
+        total += 1
+    return total
+
+
+def _ceil(mflop: int) -> str:
+    """An amount as a value that can be pasted into an override."""
+    return f"{mflop * units.MFLOP} ({units.compute(mflop)})"
+
+
+def _arms(
+    run: schema.Run,
+    variants: dict[str, tuple[schema.Run, Variant]],
+    costs: dict[str, Cost],
+    step_mflop: dict[str, int],
+    steps: dict[str, int],
+) -> list[ArmPlan]:
+    seq_len = run.trainer.seq_len
+    per_step = seq_len * run.trainer.batch_size
+    base = run.sweep.baseline
+
+    def currencies(name: str) -> dict[str, float]:
+        cost = costs[name]
+        return {
+            "flops": steps[name] * cost.train_flops,
+            "tokens": steps[name],
+            "params": cost.params,
+            "active_params": cost.active_params,
+            "kv_bytes": cost.kv_bytes,
+        }
+
+    reference = currencies(base)
+    arms = []
+    for name, (applied, variant) in variants.items():
+        cost, own = costs[name], currencies(name)
+        arms.append(
+            ArmPlan(
+                name=name,
+                is_baseline=name == base,
+                run=applied,
+                variant=variant,
+                params=cost.params,
+                active_params=cost.active_params,
+                train_flops_per_token=cost.train_flops / seq_len,
+                kv_bytes_per_token=cost.kv_bytes / seq_len,
+                decode_flops=cost.decode_flops,
+                step_mflop=step_mflop[name],
+                steps=steps[name],
+                tokens=steps[name] * per_step,
+                mismatch={key: own[key] / reference[key] - 1 for key in own if reference[key] and key != _match_key(run)},
+            )
+        )
+    return sorted(arms, key=lambda arm: not arm.is_baseline)
+
+
+def _match_key(run: schema.Run) -> str:
+    """The currency that the budget makes equal, up to less than one step."""
+    return run.budget.match
+
+
+def _vocab_size(run: schema.Run) -> int:
+    """Rows of the embedding: what the model says, or as many as the tokenizer has.
+
+    Raises:
+        BadInputError: the tokenizer has more tokens than the model has rows.
+    """
+    from ablate import data
+
+    tokens = data.vocab_size(run.data)
+    rows = run.model.vocab_size or tokens
+    if rows < tokens:
+        raise BadInputError(
+            f"model.vocab_size={rows} is smaller than the tokenizer's {tokens} tokens (data.tokenizer={run.data.tokenizer}). "
+            f"Allowed: 0 (as the tokenizer), or at least {tokens}."
+        )
+    return rows
+
+
+def _device(name: str) -> str:
+    """A device by its name, `auto` resolved.
+
+    Raises:
+        BadInputError: it is not on this machine.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if cuda else "cpu"
+    index = int(name.partition(":")[2] or 0)
+    if (name.startswith("cuda") and index >= cuda) or (name == "mps" and not mps):
+        here = ["cpu", *[f"cuda:{i}" for i in range(cuda)], *(["mps"] if mps else [])]
+        raise BadInputError(f"trainer.device={name} is not on this machine. Allowed here: auto, {', '.join(here)}.")
+    return name
+
+
+def _workers(run: schema.Run) -> int:
+    """Worker processes: as asked, else one per core (over `launcher.threads`), or one per GPU."""
+    if run.launcher.workers:
+        return run.launcher.workers
+    if run.trainer.device == "cuda":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    if run.trainer.device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // run.launcher.threads)
+
+
+def _grid(run: schema.Run) -> tuple[float, ...]:
+    """Learning rates of the first round: `optimizer.lr` times powers of `sweep.search.factor`, ascending."""
+    points, factor = run.sweep.search.points, run.sweep.search.factor
+    return tuple(run.optimizer.lr * factor ** (i - points // 2) for i in range(points))
+
+
+def _detectable(run: schema.Run, sd: float) -> float:
+    """Nats that the confirm design finds with 80 % power at the strictest step of Holm's procedure."""
+    from ablate import stats
+
+    contrasts = len(run.sweep.arms) - 1
+    confirm = run.sweep.confirm
+    return sd * stats.mde(confirm.replicates, confirm.alpha / contrasts, 0.8)
+
+
+def _fingerprint(
+    run: schema.Run, arms: list[ArmPlan], allowance: int, caps: dict[str, int], data_fingerprint: str
+) -> str:
+    """Hash of everything that decides the study's numbers; where and how fast it runs is no part of it."""
+    values = schema.to_dict(run)
+    for group, some in _IMMATERIAL.items():
+        for key in list(values[group]) if some else []:
+            if key in some:
+                del values[group][key]
+        if some is None:
+            del values[group]
+    parts: dict[str, Any] = {
+        "convention": FLOP_CONVENTION,
+        "run": values,
+        "arms": {arm.name: [arm.variant.fingerprint, arm.steps, arm.step_mflop] for arm in arms},
+        "allowance": allowance,
+        "caps": caps,
+        "data": data_fingerprint,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
