@@ -42,7 +42,10 @@ def noise(run: Run, views: Sequence[StudyView]) -> tuple[float, str]:
         measured = [verdict.sd for verdict in view.verdicts if verdict.n >= 3 and verdict.sd > 0]
         if same and measured:
             return statistics.median(measured), f"median over {len(measured)} contrasts of {view.name}"
-    return NOISE_PRIOR, f"assumed, typical of models of this size; measured once {run.model.name} has confirm trials"
+    return (
+        NOISE_PRIOR,
+        f"assumed, typical of models of this size; measured once {run.model.name} has confirm trials",
+    )
 
 
 def seconds(run: Run, arms: Sequence[ArmPlan], workers: int, views: Sequence[StudyView]) -> float | None:
@@ -72,7 +75,10 @@ def _measured_rate(run: Run, views: Sequence[StudyView]) -> float | None:
         rates = [
             row.result.useful_mflop * units.MFLOP / row.result.seconds
             for row in view.trials
-            if row.result and row.result.outcome == "complete" and row.result.seconds > 0 and not row.reused_from
+            if row.result
+            and row.result.outcome == "complete"
+            and row.result.seconds > 0
+            and not row.reused_from
         ]
         if rates:
             return statistics.median(rates)

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ablate import ranges, schema
 from ablate.errors import BadInputError
+from ablate.locate import line_with, locate
 from ablate.tree import Tree, allowed_keys, apply_arm, keys
 from components import registry
 
@@ -67,7 +68,7 @@ def load(
             _apply(tree, override)
     run = tree.build(require_sweep)
     for name in run.sweep.arms:
-        apply_arm(run, run.sweep.arms[name], name)
+        apply_arm(run, run.sweep.arms[name], name, locate(["sweep", "arms", name], {}, sources))
     return run
 
 
@@ -140,7 +141,9 @@ def _parse(text: str) -> Override:
     if key.lstrip("~").split(".")[0] == "hydra":
         raise BadInputError(f"'{text}': hydra.* has no effect here. {allowed_keys(key)}")
     if "@" in key:
-        raise BadInputError(f"'{text}': packages (@) belong into a YAML file's defaults list, not on the command line.")
+        raise BadInputError(
+            f"'{text}': packages (@) belong into a YAML file's defaults list, not on the command line."
+        )
     parser = OverridesParser.create()
     quoted = value[:1] in ("'", '"')
     if key in _FREE_TEXT and not quoted and not re.fullmatch(r"\[[\d,\s]*\]", value):
@@ -150,12 +153,14 @@ def _parse(text: str) -> Override:
         override = parser.parse_override(text)
     except HydraException:
         if value[:1] in "[{":
-            raise BadInputError(f"{key}={value} cannot be read. Close brackets and quote text with commas.") from None
+            raise BadInputError(
+                f"{key}={value} cannot be read. Close brackets and quote text with commas."
+            ) from None
         return _literal(parser, key, value)
     if override.is_sweep_override():
         raise BadInputError(
             f"{key}={value} names several values, but a run has one. To compare values, make them arms of a sweep "
-            f'(sweep.arms); to give text with commas, quote it: {key}="\'{value}\'".'
+            f"(sweep.arms); to give text with commas, quote it: {key}=\"'{value}'\"."
         )
     return override
 
@@ -207,13 +212,15 @@ def _compose(
             raise BadInputError(f"{group}={option}: {registry.unknown(group, option, known)}")
         texts.append(f"{group}={option}")
     if require_sweep and not any(text.startswith("sweep=") for text in texts):
-        raise BadInputError(f"no sweep named. Give sweep=NAME. Allowed: {', '.join(options('sweep', folders))}.")
+        raise BadInputError(
+            f"no sweep named. Give sweep=NAME. Allowed: {', '.join(options('sweep', folders))}."
+        )
     if folders:
         texts.append("hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in folders) + "]")
     with _LOCK:
-        store, glob = ConfigStore.instance(), GlobalHydra.instance()
-        outer, had = glob.hydra, {slot: copy.copy(store.repo.get(slot)) for slot in schema.SLOT_GROUPS}
-        glob.hydra = None
+        store, outer = ConfigStore.instance(), GlobalHydra.instance().hydra
+        had = {slot: copy.copy(store.repo.get(slot)) for slot in schema.SLOT_GROUPS}
+        GlobalHydra.instance().clear()
         try:
             for slot in schema.SLOT_GROUPS:
                 store.repo.pop(slot, None)
@@ -222,14 +229,16 @@ def _compose(
             with initialize_config_module(config_module="sweeps", version_base="1.3"):
                 composed = compose(config_name="config", overrides=texts, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, OSError) as error:
-            raise _composition_error(error, folders) from error
+            raise _composition_error(error, choices, folders) from error
         finally:
-            glob.hydra = outer
+            GlobalHydra.instance().hydra = outer
             for slot, nodes in had.items():
                 store.repo.pop(slot, None)
                 if nodes is not None:
                     store.repo[slot] = nodes
-    chosen = {str(k): str(v) for k, v in composed.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    chosen = {
+        str(k): str(v) for k, v in composed.hydra.runtime.choices.items() if not str(k).startswith("hydra/")
+    }
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     try:
@@ -250,22 +259,32 @@ def _compose(
     return named, {"": _shipped() / "config.yaml", **sources}
 
 
-def _composition_error(error: Exception, folders: list[Path]) -> BadInputError:
+def _composition_error(error: Exception, choices: list[Override], folders: list[Path]) -> BadInputError:
     """Hydra's complaint about a YAML file or defaults list in our form."""
     text = str(error)
-    match = re.search(r"Could not find '([\w.-]+)/([^']+)'", text)
-    if match:
-        group, option = match[1], match[2]
-        user = re.search(r"In '([^']+)'", text)
-        where = f" (defaults list of {user[1]})" if user else ""
-        if group in _groups():
-            return BadInputError(f"{group}={option}{where}: {registry.unknown(group, option, options(group, folders))}")
-        return BadInputError(f"{group}={option}{where}: {registry.unknown('config group', group, _groups())}")
-    match = re.search(r"Could not override '([^']+)'", text)
-    if match:
-        return BadInputError(f"{match[1]}: {registry.unknown('config group', match[1].split('@')[0], _groups())}")
-    mark = getattr(error, "problem_mark", None)
-    return BadInputError(f"The configuration cannot be composed: {text if mark else _first_line(error)}")
+    files = [file_of(o.key_or_group, str(o.value()), folders) for o in choices]
+    candidates = [path for path in files if path]
+    missing = re.search(r"Could not find '([\w.-]+)/([^']+)'", text)
+    if missing:
+        group, option = missing[1], missing[2]
+        line = line_with(rf"\b{re.escape(group)}\s*:\s*['\"]?{re.escape(option)}\b", candidates)
+        kinds, name, known = (
+            (group, option, list(options(group, folders)))
+            if group in _groups()
+            else ("config group", group, list(_groups()))
+        )
+        where = f" ({line})" if line else ""
+        return BadInputError(f"{group}={option}{where}: {registry.unknown(kinds, name, known)}")
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override:
+        group = override[1].split("@")[0]
+        line = line_with(rf"\b{re.escape(group)}\s*:", candidates)
+        where = f" ({line})" if line else ""
+        return BadInputError(f"override {group}{where}: {registry.unknown('config group', group, _groups())}")
+    known_place = getattr(error, "problem_mark", None) is not None
+    return BadInputError(
+        f"The configuration cannot be composed: {text if known_place else _first_line(error)}"
+    )
 
 
 def _load_plugins(parsed: list[Override], folders: list[Path]) -> None:
@@ -283,7 +302,9 @@ def _load_plugins(parsed: list[Override], folders: list[Path]) -> None:
         registry.load(names)
     except ImportError as error:
         if error.name and any(error.name.split(".")[0] == name.split(".")[0] for name in names):
-            raise BadInputError(f"plugins={names}: no package named '{error.name}' can be imported.") from error
+            raise BadInputError(
+                f"plugins={names}: no package named '{error.name}' can be imported."
+            ) from error
         raise
 
 

@@ -43,7 +43,9 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     """
     from ablate import data
 
-    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, device=_device(run.trainer.device)))
+    run = dataclasses.replace(
+        run, trainer=dataclasses.replace(run.trainer, device=_device(run.trainer.device))
+    )
     data_fingerprint = data.fingerprint(run.data)
     vocab_size = _vocab_size(run)
     variants = {name: _variant(run, name, vocab_size) for name in run.sweep.arms}
@@ -126,13 +128,19 @@ def _divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int
     trials = searched + confirmed
     per_trial, total = run.budget.per_trial, run.budget.total
     if per_trial is None and total is None:
-        raise BadInputError("budget.per_trial and budget.total are both null. Give one, such as budget.total=5e13.")
+        raise BadInputError(
+            "budget.per_trial and budget.total are both null. Give one, such as budget.total=5e13."
+        )
     if per_trial is None:
         bound = units.mflop(total, "budget.total")
         allowance = (bound - math.floor(bound * share)) // trials
     else:
         allowance = units.mflop(per_trial, "budget.per_trial")
-        bound = units.mflop(total, "budget.total") if total is not None else _with_contingency(trials * allowance, share)
+        bound = (
+            units.mflop(total, "budget.total")
+            if total is not None
+            else _with_contingency(trials * allowance, share)
+        )
     needed = _with_contingency(trials * dearest_step, share)
     if allowance < dearest_step:
         key = f"budget.per_trial={per_trial}" if per_trial is not None else f"budget.total={total}"
@@ -211,7 +219,11 @@ def _arms(
                 step_mflop=step_mflop[name],
                 steps=steps[name],
                 tokens=steps[name] * per_step,
-                mismatch={key: own[key] / reference[key] - 1 for key in own if reference[key] and key != _match_key(run)},
+                mismatch={
+                    key: own[key] / reference[key] - 1
+                    for key in own
+                    if reference[key] and key != _match_key(run)
+                },
             )
         )
     return sorted(arms, key=lambda arm: not arm.is_baseline)
@@ -257,7 +269,9 @@ def _device(name: str) -> str:
     index = int(name.partition(":")[2] or 0)
     if (name.startswith("cuda") and index >= cuda) or (name == "mps" and not mps):
         here = ["cpu", *[f"cuda:{i}" for i in range(cuda)], *(["mps"] if mps else [])]
-        raise BadInputError(f"trainer.device={name} is not on this machine. Allowed here: auto, {', '.join(here)}.")
+        raise BadInputError(
+            f"trainer.device={name} is not on this machine. Allowed here: auto, {', '.join(here)}."
+        )
     return name
 
 

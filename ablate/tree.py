@@ -7,13 +7,13 @@ what is allowed, nearest match, and where it stands.
 import copy
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ablate import ranges, schema
 from ablate.errors import BadInputError
+from ablate.locate import locate
 from ablate.typed import coerce, field_types
 from components import registry
 
@@ -21,9 +21,13 @@ ARM_GROUPS = ("model", "optimizer", *schema.SLOT_GROUPS)
 """What an arm may change. Data, trainer, budget and seeds are shared by all arms, or pairs would not be pairs."""
 
 
-
-def apply_arm(run: schema.Run, overrides: Mapping[str, Any] | None, arm: str = "") -> schema.Run:
+def apply_arm(
+    run: schema.Run, overrides: Mapping[str, Any] | None, arm: str = "", file: str = ""
+) -> schema.Run:
     """`run` with an arm's overrides (`{"residual": "mhc", "model.compress_ratios": "csa@4*6"}`) applied.
+
+    Args:
+        arm: its name, and `file` where it stands, for messages.
 
     Raises:
         BadInputError: as `load`, or a key that arms must share.
@@ -32,21 +36,23 @@ def apply_arm(run: schema.Run, overrides: Mapping[str, Any] | None, arm: str = "
         raise BadInputError(
             f"sweep.arms.{arm}={overrides!r} is not a mapping of overrides such as {{residual: prenorm}}."
         )
-    tree = Tree({}, schema.to_dict(run), f" (arm '{arm}')" if arm else "")
+    place = ", ".join([*([f"arm '{arm}'"] if arm else []), *([file] if file else [])])
+    tree = Tree({}, schema.to_dict(run), f" ({place})" if place else "")
     # a component's name before its options: the name replaces all options by its defaults
     for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         top = str(key).split(".")[0]
         if top in tree.values and top not in ARM_GROUPS:
             raise BadInputError(
-                f"{key}={value} cannot differ between arms{tree.where(key)}: arms share {top}, so that their seeds stay "
+                f"{key}={value} cannot differ between arms{tree.where(key, value)}: arms share {top}, so that their seeds stay "
                 f"paired. Allowed: {', '.join(ARM_GROUPS)}."
             )
-        if key == "optimizer.lr":
-            raise BadInputError(
-                f"optimizer.lr={value} cannot differ between arms{tree.where(key)}: it is tuned for every arm. "
-                "Set sweep.search.points and sweep.search.factor to widen the grid."
-            )
         tree.set(str(key), value)
+    rate = tree.values["optimizer"]["lr"]
+    if rate != run.optimizer.lr:
+        raise BadInputError(
+            f"optimizer.lr={rate} cannot differ between arms{tree.where('optimizer.lr', rate)}: it is tuned for every arm. "
+            "Set sweep.search.points and sweep.search.factor to widen the grid."
+        )
     return tree.build(require_sweep=False)
 
 
@@ -88,7 +94,7 @@ class Tree:
                 if last:
                     if not isinstance(value, Mapping):
                         raise BadInputError(
-                            f"{key}={value}{self.where(key)} is a group of keys, not a value. "
+                            f"{key}={value}{self.where(key, value)} is a group of keys, not a value. "
                             f"Allowed below it: {', '.join(field_types(kind))}."
                         )
                     return self.merge(f"{key}.", value)
@@ -120,7 +126,7 @@ class Tree:
             if rest[1] not in types:
                 names = [f"{slot}.args.{name}" for name in types]
                 raise BadInputError(
-                    f"{key}={value}{self.where(key)}: "
+                    f"{key}={value}{self.where(key, value)}: "
                     f"{registry.unknown(f'option of {slot}/{entry.name}', key, names)}"
                 )
             self.values[slot]["args"][rest[1]] = self._value(key, value, types[rest[1]])
@@ -132,14 +138,14 @@ class Tree:
         try:
             return registry.get(slot, name)
         except registry.UnknownNameError as error:
-            raise BadInputError(f"{slot}={name}{self.where(key)}: {error}") from error
+            raise BadInputError(f"{slot}={name}{self.where(key, name)}: {error}") from error
 
     def _check_config(self, slot: str, entry: registry.Entry, key: str, value: Any) -> None:
         """Let the component's own `__post_init__` judge, with all options that are set so far."""
         try:
             entry.config({k: v for k, v in self.values[slot]["args"].items() if v != "???"})
         except ValueError as error:
-            raise BadInputError(f"{key}={value}{self.where(key)}: {error}") from error
+            raise BadInputError(f"{key}={value}{self.where(key, value)}: {error}") from error
         except TypeError:
             pass  # a required option is still missing; `build` names it
 
@@ -149,24 +155,23 @@ class Tree:
         try:
             typed = plain(coerce(value, kind))
         except ValueError as error:
-            raise BadInputError(f"{key}={value}{self.where(key)} has the wrong type. Allowed: {error}.") from None
-        ranges.check(key, typed, self.where(key))
+            raise BadInputError(
+                f"{key}={value}{self.where(key, value)} has the wrong type. Allowed: {error}."
+            ) from None
+        ranges.check(key, typed, self.where(key, value))
         return typed
 
     def _unknown(self, key: str, value: Any) -> BadInputError:
-        return BadInputError(f"unknown key {key}={value}{self.where(key)}. {allowed_keys(key, self.values)}")
+        return BadInputError(
+            f"unknown key {key}={value}{self.where(key, value)}. {allowed_keys(key, self.values)}"
+        )
 
-    def where(self, key: str) -> str:
-        """` (file:line)` of a key that comes from YAML, or the arm's name."""
+    def where(self, key: str, value: Any) -> str:
+        """` (file:line)` of a value that comes from YAML, or the arm that it belongs to."""
         if self.place or not self.sources:
             return self.place
-        top, leaf = key.split(".")[0], key.split(".")[-1]
-        first = [self.sources[name] for name in (top, "sweep", "") if name in self.sources]
-        for path in dict.fromkeys([*first, *self.sources.values()]):
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                if re.match(rf"\s*['\"]?{re.escape(leaf)}['\"]?\s*:", line):
-                    return f" ({path}:{number})"
-        return ""
+        found = locate(key.split("."), value, self.sources)
+        return f" ({found})" if found else ""
 
     def build(self, require_sweep: bool) -> schema.Run:
         """The typed run, once nothing mandatory is missing."""
@@ -180,7 +185,9 @@ class Tree:
         sweep = self.values["sweep"]
         if require_sweep:
             if len(sweep["arms"]) < 2:
-                raise BadInputError(f"sweep.arms has {len(sweep['arms'])} arm; a comparison needs at least 2.")
+                raise BadInputError(
+                    f"sweep.arms has {len(sweep['arms'])} arm; a comparison needs at least 2."
+                )
             if sweep["baseline"] not in sweep["arms"]:
                 raise BadInputError(
                     f"sweep.baseline={sweep['baseline']}: {registry.unknown('arm', sweep['baseline'], sweep['arms'])}"

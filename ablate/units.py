@@ -14,7 +14,9 @@ MFLOP = 10**6
 
 _PREFIXES = {"": 0, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18, "Z": 21}
 _AMOUNT = re.compile(r"([-+]?[\d._]+(?:e[-+]?\d+)?)\s*(?:([kmgtpez]?)flops?)?", re.IGNORECASE)
-_ALLOWED = "a number of FLOPs such as 3e15, or text with a unit such as '500 GFLOP' or '2 PFLOP' (K M G T P E Z)"
+_ALLOWED = (
+    "a number of FLOPs such as 3e15, or text with a unit such as '500 GFLOP' or '2 PFLOP' (K M G T P E Z)"
+)
 
 
 def mflop(value: Any, key: str) -> int:

@@ -1,0 +1,307 @@
+"""The `ablate` command. Thin: every subcommand imports what it needs when it runs, so that `--help` answers at once."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ablate.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, AblateError
+
+if TYPE_CHECKING:
+    from ablate.home import Home
+    from ablate.records import StudyView
+
+app = typer.Typer(
+    name="ablate",
+    help="Does this architectural component help, at equal compute, and how sure are we?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _complete_override(incomplete: str) -> list[str]:
+    try:
+        from ablate import config
+
+        return config.complete(incomplete)
+    except Exception:  # a completion that fails must not print into the user's prompt
+        return []
+
+
+def _complete_study(incomplete: str) -> list[str]:
+    try:
+        from ablate import study
+        from ablate.home import Home
+
+        return [name for name in study.names(Home.at(None)) if name.startswith(incomplete)]
+    except Exception:  # as above
+        return []
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OVERRIDE]...",
+        help="sweep=NAME, group=option, or dotted.key=value",
+        autocompletion=_complete_override,
+        show_default=False,
+    ),
+]
+ConfigDirs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config-dir", help="Folder with your own sweeps, models, ... (repeatable).", show_default=False
+    ),
+]
+HomeOption = Annotated[
+    str | None,
+    typer.Option("--home", help="Folder of all results [ABLATE_HOME, or ./runs].", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+StudyName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STUDY]",
+        help="Name or beginning of a name; the newest study if left out.",
+        autocompletion=_complete_study,
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors that have a message.")
+    ] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+_state = {"debug": False}
+
+
+@app.command()
+def run(overrides: Overrides = None, config_dir: ConfigDirs = None) -> None:
+    """Run a sweep to its verdicts: plan, train, confirm, report. Finished trials are never paid for twice."""
+    from ablate import flow
+
+    raise typer.Exit(flow.run(overrides or [], config_dir or []))
+
+
+@app.command()
+def plan(overrides: Overrides = None, config_dir: ConfigDirs = None, as_json: AsJson = False) -> None:
+    """Show what a sweep will do, cost and be able to detect. Spends nothing, writes nothing."""
+    from ablate import config, console
+    from ablate.home import Home
+    from ablate.planning import make_plan
+
+    loaded = config.load(overrides or [], config_dir or [])
+    made = make_plan(loaded, Home.at(loaded.home))
+    if as_json:
+        _print_json(_jsonable(made))
+    else:
+        console.plan(made)
+
+
+@app.command()
+def resume(study: StudyName = None, home: HomeOption = None) -> None:
+    """Go on with a study that was stopped; the ledger and every checkpoint are where they were."""
+    from ablate import flow
+
+    at = _home(home)
+    raise typer.Exit(flow.resume(_find(study, at), at))
+
+
+@app.command()
+def worker(
+    study: StudyName = None,
+    home: HomeOption = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of this worker [host-pid].", show_default=False)
+    ] = None,
+) -> None:
+    """Join a study as one more worker process, here or on another machine that sees the same home."""
+    import os
+    import socket
+
+    from ablate import worker as loop
+
+    at = _home(home)
+    loop.main(at, _find(study, at), name or f"{socket.gethostname()}-{os.getpid()}")
+
+
+@app.command()
+def status(study: StudyName = None, home: HomeOption = None, as_json: AsJson = False) -> None:
+    """Where a study stands: arms so far, compute spent, workers, events."""
+    from ablate import console
+
+    view = _view(study, home)
+    if as_json:
+        _print_json(_jsonable(view))
+    else:
+        console.status(view)
+
+
+@app.command()
+def report(
+    study: StudyName = None,
+    home: HomeOption = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to write to.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a study's report (HTML, Markdown, CSV, JSON) from what is known now, and print its verdicts."""
+    from ablate import console
+    from ablate import report as reports
+
+    view = _view(study, home)
+    paths = reports.write(view, to or _home(home).report(view.name))
+    if as_json:
+        verdicts = [_jsonable(verdict) for verdict in view.verdicts]
+        _print_json(
+            {"study": view.name, "state": view.state, "verdicts": verdicts, "files": _jsonable(paths)}
+        )
+    else:
+        console.final(view, {kind: str(path) for kind, path in paths.items()})
+
+
+@app.command()
+def dashboard(
+    study: StudyName = None,
+    home: HomeOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8720,
+) -> None:
+    """Serve the live page, the Optuna dashboard and the MLflow comparison behind one address."""
+    import importlib
+
+    at = _home(home)
+    portal = importlib.import_module("dashboards.portal")  # by name: `ablate` does not depend on `dashboards`
+    portal.serve(at, _find(study, at), host, port)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="components|SLOT|models|data|budgets|optimizers|trainers|launchers|tracking|sweeps|studies",
+            help="What to list.",
+            show_default=False,
+        ),
+    ],
+    config_dir: ConfigDirs = None,
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what can be chosen: components of the registry, config groups, studies."""
+    from ablate import catalogue
+
+    rows = catalogue.rows(what, config_dir or [], home)
+    if as_json:
+        _print_json(rows)
+    else:
+        catalogue.print_rows(rows)
+
+
+@app.command()
+def show(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="model=NAME | SLOT/NAME | sweep=NAME [OVERRIDE]...",
+            help="What to show, and overrides of it.",
+            autocompletion=_complete_override,
+            show_default=False,
+        ),
+    ],
+    config_dir: ConfigDirs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's parameters, FLOPs and layers (nothing is allocated), a component, or a sweep."""
+    from ablate import show as shows
+
+    shown = shows.show(what, config_dir or [])
+    if as_json:
+        _print_json(shown.data)
+    else:
+        shown.print()
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: AsJson = False) -> None:
+    """Check this machine: versions, cores, devices, home folder, database."""
+    from ablate import doctor as checks
+
+    found = checks.examine(_home(home))
+    if as_json:
+        _print_json([dataclasses.asdict(check) for check in found])
+    else:
+        checks.show(found)
+    raise typer.Exit(EXIT_DONE if all(check.ok for check in found) else EXIT_FAILED)
+
+
+def _home(value: str | None) -> "Home":
+    from ablate.home import Home
+
+    return Home.at(value)
+
+
+def _find(prefix: str | None, home: "Home") -> str:
+    """Full name of a study, by a beginning of it; the newest one if none is given."""
+    from ablate import study
+
+    return study.find(home, prefix or "")
+
+
+def _view(prefix: str | None, home: str | None) -> "StudyView":
+    from ablate import study
+
+    at = _home(home)
+    return study.view(_find(prefix, at), at)
+
+
+def _jsonable(value: Any) -> Any:
+    """Dataclasses, tuples and paths as JSON; a variant as its canonical form."""
+    if hasattr(value, "canonical") and hasattr(value, "fingerprint"):
+        return {"fingerprint": value.fingerprint, **value.canonical()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: run the command and turn understandable errors into one message and an exit code."""
+    try:
+        app()
+    except AblateError as error:
+        if _state["debug"]:
+            raise
+        print(f"ablate: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("ablate: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `ablate list components | head`
+        sys.stderr.close()
+        sys.exit(EXIT_DONE)
+
+
+__all__ = ["EXIT_RESUMABLE", "app", "main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""`ablate show`: a model's parameters, FLOPs and layers without allocating it, a component, or a sweep."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ablate import config, schema, units
+from ablate.errors import BadInputError
+from ablate.variant import Variant
+from components import registry
+from components.slots import Residual
+from components.spec import Cost, search_space
+
+LONG_SEQUENCE = 4096
+"""Tokens at which a model with a vocabulary of its own is priced, unless `trainer.seq_len` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The same facts twice: for programs and for people."""
+
+    data: dict[str, Any]
+    picture: RenderableType
+
+    def print(self) -> None:
+        """To the terminal."""
+        Console(highlight=False).print(self.picture)
+
+
+def show(what: Sequence[str], config_dirs: Sequence[Path]) -> Shown:
+    """What `what[0]` names, with the other entries as overrides.
+
+    Raises:
+        BadInputError: it names nothing that can be shown.
+    """
+    first = what[0]
+    if first.startswith("sweep="):
+        return _sweep(config.load(list(what), config_dirs))
+    if "=" in first:
+        return model(list(what), config_dirs)
+    slot, slash, name = first.partition("/")
+    if slash:
+        try:
+            return _component(registry.get(slot, name))
+        except registry.UnknownNameError as error:
+            raise BadInputError(f"show {first}: {error}") from error
+    raise BadInputError(f"show {first}: nothing of that form. Allowed: model=NAME, SLOT/NAME, sweep=NAME.")
+
+
+def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
+    """Parameter and FLOP table per component, layers, warnings, totals with and without prediction layers."""
+    run = config.load(overrides, config_dirs, require_sweep=False)
+    seq_len = run.trainer.seq_len
+    if run.model.vocab_size and not any(text.startswith("trainer") for text in overrides):
+        seq_len = LONG_SEQUENCE
+    variant = Variant.from_run(run, run.model.vocab_size or run.data.vocab_size)
+    variant.check(seq_len)
+    table, backbone = variant.costs(seq_len), variant.costs(seq_len).total
+    prediction = prediction_cost(run, variant, seq_len) * run.model.num_nextn_predict_layers
+    warnings = variant.warnings(seq_len)
+    data = {
+        "model": run.model.name,
+        "fingerprint": variant.fingerprint,
+        "seq_len": seq_len,
+        "schedule": variant.schedule,
+        "components": [
+            {"component": label, "count": count, **dataclasses.asdict(cost)}
+            for label, count, cost in table.rows
+        ],
+        "backbone": dataclasses.asdict(backbone),
+        "prediction_layers": dataclasses.asdict(prediction),
+        "total_params": backbone.params + prediction.params,
+        "total_active_params": backbone.active_params + prediction.active_params,
+        "warnings": warnings,
+    }
+    return Shown(data, _model_picture(run, variant, seq_len, table.rows, backbone, prediction, warnings))
+
+
+def prediction_cost(run: schema.Run, variant: Variant, seq_len: int) -> Cost:
+    """Cost of one multi-token prediction layer: a sliding-window block with a learned router, two d x d projections,
+    three norms and its own collapse; embedding and head are shared, but the head runs again.
+
+    Source: DeepSeek-V4 report §2.4; parameters 2d² + 3d beside the block.
+    """
+    single = dataclasses.replace(run.model, num_hidden_layers=1, compress_ratios="swa", num_hash_layers=0)
+    block = (
+        Variant.from_run(dataclasses.replace(run, model=single), variant.dims.vocab_size).costs(seq_len).total
+    )
+    d, embedding = variant.dims.hidden_size, variant.dims.vocab_size * variant.dims.hidden_size
+    residual = registry.get("residual", run.residual.name)
+    assert issubclass(residual.cls, Residual)
+    streams = residual.cls.streams(residual.config(run.residual.args))
+    shared = Cost(params=2 * embedding + d, active_params=2 * embedding + d)
+    own = Cost(
+        params=2 * d * d + 3 * d,
+        active_params=2 * d * d + 3 * d,
+        flops=2 * seq_len * d * d * (1 + streams),
+        kernel_flops=2 * seq_len * d * d * (1 + streams),
+        decode_flops=2 * d * d * (1 + streams),
+    )
+    return block + own + shared * -1
+
+
+def _model_picture(
+    run: schema.Run,
+    variant: Variant,
+    seq_len: int,
+    rows: Sequence[tuple[str, int, Cost]],
+    backbone: Cost,
+    prediction: Cost,
+    warnings: Sequence[str],
+) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("component")
+    for name in (
+        "count",
+        "parameters",
+        "active",
+        "forward FLOP/token",
+        "train FLOP/token",
+        "KV bytes/token",
+        "share",
+    ):
+        table.add_column(name, justify="right")
+
+    def add(label: str, count: str, cost: Cost, style: str = "") -> None:
+        table.add_row(
+            label,
+            count,
+            f"{cost.params:,}",
+            f"{cost.active_params:,}",
+            f"{(cost.flops + cost.frozen_flops) / seq_len:,.0f}",
+            f"{cost.train_flops / seq_len:,.0f}",
+            f"{cost.kv_bytes / seq_len:,.1f}" if cost.kv_bytes else "",
+            f"{cost.train_flops / backbone.train_flops:.1%}",
+            style=style,
+        )
+
+    for label, count, cost in rows:
+        add(label, str(count), cost)
+    table.add_section()
+    add("backbone", "", backbone, "bold")
+    if run.model.num_nextn_predict_layers:
+        add("prediction layer (MTP)", str(run.model.num_nextn_predict_layers), prediction)
+        add("total with MTP", "", backbone + prediction, "bold")
+    dims = variant.dims
+    head = Text.from_markup(
+        f"[bold]{escape(run.model.name)}[/]  {variant.fingerprint}\n"
+        f"{len(variant.layers)} layers of {dims.hidden_size}, {dims.num_attention_heads} heads of {dims.head_dim}, "
+        f"vocabulary {dims.vocab_size:,}; priced at sequences of {seq_len:,} tokens, decoding costs "
+        f"{units.flops(backbone.decode_flops)} per token after that context"
+    )
+    notes = [Text.from_markup(f"[yellow]note[/] {escape(text)}") for text in warnings]
+    return Group(head, Text(), _layers(variant), table, *notes)
+
+
+_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red", "white")
+
+
+def _layers(variant: Variant) -> RenderableType:
+    """The schedule as a strip of one letter per layer, and what the letters mean."""
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for layer in variant.layers:
+        kinds.setdefault((layer.attention, layer.ratio, layer.overlap, layer.topk), []).append(layer.index)
+    routers = {layer.index: layer.router for layer in variant.layers}
+    letters: dict[int, tuple[str, str]] = {}
+    legend = Text()
+    taken: set[str] = set()
+    for (attention, ratio, overlap, topk), members in kinds.items():
+        letter = next((c for c in (*attention.upper(), *"123456789") if c.isalnum() and c not in taken), "?")
+        colour = _COLOURS[len(taken) % len(_COLOURS)]
+        taken.add(letter)
+        letters |= dict.fromkeys(members, (letter, colour))
+        options = [f"ratio {ratio}"] if ratio else []
+        options += ["overlapping blocks"] if overlap else []
+        options += [f"top-{topk} entries per query"] if topk else []
+        legend.append(f"  {letter} ", style=f"bold {colour}").append(
+            f"{attention}{', ' if options else ''}{', '.join(options)}: {len(members)} layers\n"
+        )
+    strip = Text("schedule ").append(variant.schedule + "\n  ")
+    for index in sorted(letters):
+        strip.append(letters[index][0] + " ", style=f"bold {letters[index][1]}")
+    marks = Text("\n")
+    hashed = [index for index, router in routers.items() if router == "hash"]
+    if hashed:
+        marks.append("  " + "".join("# " if index in hashed else "· " for index in sorted(letters)))
+        marks.append(" # routed by hash\n")
+    return Group(strip.append(marks), legend)
+
+
+def _component(entry: registry.Entry) -> Shown:
+    ranges = search_space(entry.cls.Config)
+    options = {f.name: f for f in dataclasses.fields(entry.cls.Config)}
+    data = {
+        "slot": entry.slot,
+        "name": entry.name,
+        "summary": entry.summary,
+        "description": (entry.cls.__doc__ or "").strip(),
+        "source": entry.source,
+        "uses": list(entry.cls.uses),
+        "options": {
+            name: {
+                "type": getattr(f.type, "__name__", str(f.type)),
+                "default": None if f.default is dataclasses.MISSING else f.default,
+                "range": dataclasses.asdict(ranges[name]) if name in ranges else None,
+            }
+            for name, f in options.items()
+        },
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("option", "type", "default", "search range"):
+        table.add_column(column)
+    for name, facts in data["options"].items():
+        table.add_row(name, facts["type"], str(facts["default"]), _range(ranges.get(name)))
+    parts: list[RenderableType] = [
+        Text.from_markup(f"[bold]{entry.slot}/{entry.name}[/]  [dim]{escape(entry.source)}[/]"),
+        Text(),
+        Text("\n".join(line.strip() for line in data["description"].splitlines())),
+        Text(),
+        table if options else Text("no options"),
+    ]
+    if entry.cls.uses:
+        parts.append(Text(f"uses the slots: {', '.join(entry.cls.uses)}"))
+    return Shown(data, Group(*parts))
+
+
+def _range(bounds: Any) -> str:
+    if bounds is None:
+        return ""
+    if bounds.choices:
+        return ", ".join(map(str, bounds.choices))
+    return f"{bounds.low} … {bounds.high}{' (log)' if bounds.log else ''}"
+
+
+def _sweep(run: schema.Run) -> Shown:
+    sweep = run.sweep
+    data = {**dataclasses.asdict(sweep), "model": run.model.name, "budget": dataclasses.asdict(run.budget)}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "differs by"):
+        table.add_column(column)
+    for name, overrides in sweep.arms.items():
+        changes = ", ".join(f"{key}={value}" for key, value in (overrides or {}).items()) or "nothing"
+        table.add_row(name + (" (baseline)" if name == sweep.baseline else ""), escape(changes))
+    head = Text.from_markup(f"[bold]{escape(sweep.name)}[/]  {escape(sweep.question)}")
+    facts = Text(
+        f"model {run.model.name}; {sweep.search.points} learning rates and up to {sweep.search.extensions} more per arm, "
+        f"{sweep.confirm.replicates} fresh seeds; equal {run.budget.match}, {run.budget.per_trial} per trial, "
+        f"total {run.budget.total or 'as planned'}"
+    )
+    return Shown(data, Group(head, facts, table))
