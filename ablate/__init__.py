@@ -1,6 +1,6 @@
 """Does this architectural component help, at equal compute, and how sure are we?
 
-The Python interface: `load`, `plan`, `run`, `build_model`. Everything heavy is imported when it is first used.
+The Python interface: `load`, `plan`, `run`, `build_model`; heavy imports wait until one is used.
 """
 
 from importlib import import_module
@@ -14,13 +14,14 @@ __all__ = ["build_model", "load", "plan", "run"]
 
 
 def _refuse_strangers() -> None:
-    """Our top-level packages have plain names; make sure no other distribution has overwritten one of them."""
+    """Make sure that no other distribution has overwritten one of our plainly named packages."""
     for name in ("sweeps", "dashboards", "components"):
         package = import_module(name)
         if getattr(package, "DISTRIBUTION", None) != "ablate":
             raise ImportError(
-                f"the package '{name}' at {getattr(package, '__file__', None) or list(package.__path__)} is not ablate's: "
-                "another distribution installed the same top-level name. Install ablate in its own environment."
+                f"the package '{name}' at {getattr(package, '__file__', None) or list(package.__path__)} "
+                "is not ablate's: another distribution installed the same top-level name. "
+                "Install ablate in its own environment."
             )
 
 

@@ -27,7 +27,7 @@ def plan(run: schema.Run) -> Plan:
 
 
 def run(run: schema.Run, observer: Callable[[StudyView], None] | None = None) -> StudyView:
-    """Run a study to its end, or go on with it, and write its report. Blocks; `observer` sees each new state."""
+    """Run a study to its end, or go on with it, and write its report. `observer` sees each new state."""
     from ablate import report, study
 
     home = Home.at(run.home).create()

@@ -1,4 +1,4 @@
-"""What earlier studies of this home tell about the next one: speed and noise; and a guess where there are none."""
+"""What earlier studies of this home tell about the next one: speed and noise; else a stated guess."""
 
 import statistics
 import time
@@ -11,13 +11,13 @@ from ablate.records import ArmPlan, StudyView
 from ablate.schema import Run
 
 TYPICAL_SHARE = 0.08
-"""Share of the matmul rate that training a model of `micro`'s size reaches; used until trials have been measured."""
+"""Share of the matmul rate that training `micro` reaches; used until trials have been measured."""
 
 OVERHEAD = 1.2
-"""Wall time of a study over the training time of its trials: evaluations, checkpoints, scheduling, start-up."""
+"""Wall time of a study over its trials' training time: evaluations, checkpoints, start-up."""
 
 NOISE_PRIOR = 0.02
-"""Nats: standard deviation of paired differences of final held-out loss that models of this size typically show."""
+"""Nats: standard deviation of paired differences of final held-out loss, typical of small models."""
 
 
 def earlier(home: Home, limit: int = 3) -> list[StudyView]:
@@ -86,7 +86,7 @@ def _measured_rate(run: Run, views: Sequence[StudyView]) -> float | None:
 
 
 def matmul_rate(threads: int, budget: float = 0.2) -> float:
-    """FLOP/s of float32 matrix products on this machine's CPU with that many threads, from `budget` seconds of them."""
+    """FLOP/s of float32 matrix products on this CPU with that many threads, over `budget` seconds."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The `ablate` command. Thin: every subcommand imports what it needs when it runs, so that `--help` answers at once."""
+"""The `ablate` command. Every subcommand imports what it needs when it runs: `--help` answers at once."""
 
 import dataclasses
 import json
@@ -151,9 +151,7 @@ def status(study: StudyName = None, home: HomeOption = None, as_json: AsJson = F
 def report(
     study: StudyName = None,
     home: HomeOption = None,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Folder to write to.", show_default=False)
-    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder to write to.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report (HTML, Markdown, CSV, JSON) from what is known now, and print its verdicts."""

@@ -1,8 +1,9 @@
 """Configuration: Hydra composes `sweeps/` and overrides into plain values, which are checked and typed here.
 
-The only module that knows Hydra. Hydra does what it is good at (defaults lists, groups, packages, search paths and the
-override grammar); every value then goes through `Tree.set`, whether it comes from YAML, from the command line or from an
-arm, so that each mistake gets the same sentence: key, value, what is allowed, nearest match, and where it stands.
+The only module that knows Hydra. Hydra does what it is good at (defaults lists, groups, packages, search
+paths and the override grammar); every value then goes through `Tree.set`, whether it comes from YAML, from
+the command line or from an arm, so that each mistake gets the same sentence: key, value, what is allowed,
+nearest match, and where it stands.
 """
 
 import copy
@@ -30,9 +31,10 @@ from ablate.tree import Tree, allowed_keys, apply_arm, keys
 from components import registry
 
 GROUPS = ("model", "data", "budget", "optimizer", "trainer", "launcher", "tracking", "sweep")
-"""Config groups whose options are YAML files; the slots' options come from the registry (and from YAML, if there is any)."""
+"""Config groups whose options are YAML files; slots take theirs from the registry, and from YAML too."""
 
 _FREE_TEXT = ("model.compress_ratios",)
+_AMOUNTS = ("budget.total", "budget.per_trial")
 __all__ = ["apply_arm", "complete", "file_of", "load", "options", "restore", "snapshot"]
 
 _LOCK = threading.Lock()
@@ -49,7 +51,7 @@ def load(
         require_sweep: whether a sweep must be named; `show model=...` does without.
 
     Raises:
-        BadInputError: an unknown key, group, option or component, or a value of the wrong type or out of range.
+        BadInputError: an unknown key, group, option or component, or a value of the wrong type or range.
     """
     folders = [_existing(folder) for folder in config_dirs]
     parsed = [_parse(text) for text in overrides]
@@ -124,11 +126,11 @@ def complete(incomplete: str, config_dirs: Iterable[Path] = ()) -> list[str]:
     return sorted({text for text in found if text.startswith(incomplete)})
 
 
-# ---------------------------------------------------------------------------------------------------- overrides
+# ------------------------------------------------------------------------ overrides
 
 
 def _parse(text: str) -> Override:
-    """One command-line override, with schedules and other text that Hydra's grammar cannot read taken literally."""
+    """One command-line override; text that Hydra's grammar cannot read (schedules) is taken literally."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if key.startswith("+"):
@@ -146,6 +148,8 @@ def _parse(text: str) -> Override:
         )
     parser = OverridesParser.create()
     quoted = value[:1] in ("'", '"')
+    if key in _AMOUNTS and value != "null" and not quoted:
+        return _literal(parser, key, value)  # so that messages show what was typed
     if key in _FREE_TEXT and not quoted and not re.fullmatch(r"\[[\d,\s]*\]", value):
         inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
         return _literal(parser, key, inner)
@@ -159,8 +163,8 @@ def _parse(text: str) -> Override:
         return _literal(parser, key, value)
     if override.is_sweep_override():
         raise BadInputError(
-            f"{key}={value} names several values, but a run has one. To compare values, make them arms of a sweep "
-            f"(sweep.arms); to give text with commas, quote it: {key}=\"'{value}'\"."
+            f"{key}={value} names several values, but a run has one. To compare values, make them arms of a "
+            f"sweep (sweep.arms); to give text with commas, quote it: {key}=\"'{value}'\"."
         )
     return override
 
@@ -197,7 +201,7 @@ def _groups() -> tuple[str, ...]:
     return (*GROUPS, *schema.SLOT_GROUPS)
 
 
-# ---------------------------------------------------------------------------------------------------- composition
+# ------------------------------------------------------------------------ composition
 
 
 def _compose(

@@ -41,10 +41,8 @@ def _find(file: Path, group: str, path: Sequence[str], value: Any) -> Any:
         if found is None:
             return None
         mark, node = found[0].start_mark, found[1]
-    if isinstance(node, yaml.ScalarNode) and not isinstance(value, Mapping):
-        if not _same(node.value, value):
-            return None
-    return mark
+    scalar = isinstance(node, yaml.ScalarNode) and not isinstance(value, Mapping)
+    return None if scalar and not _same(node.value, value) else mark
 
 
 def _same(written: str, value: Any) -> bool:

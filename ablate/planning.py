@@ -29,17 +29,17 @@ _IMMATERIAL = {
     "budget": None,
     "optimizer": ("name",),
 }
-"""Parts of a configuration that change no number: a whole group, or some of its keys. Budgets act through steps and caps."""
+"""What changes no number: a whole group, or some of its keys. Budgets act through steps and caps."""
 
 
 def make_plan(run: schema.Run, home: Home) -> Plan:
-    """Price every arm, divide the budget, and say what effect the design can detect and how long it will take.
+    """Price every arm, divide the budget, and foresee the detectable effect and the time.
 
     Reads the data's fingerprint and earlier trials of `home`; writes nothing.
 
     Raises:
-        BadInputError: an arm that cannot be built, two arms that are the same, data that is not there, or a budget that
-            does not pay for the planned trials; the message has the numbers and the smallest budget that works.
+        BadInputError: an arm that cannot be built, two arms that are the same, data that is not there, or a
+            budget that does not pay for the planned trials; the message has the smallest one that works.
     """
     from ablate import data
 
@@ -54,7 +54,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
     costs = {name: variant.costs(seq_len).total for name, (_, variant) in variants.items()}
     steps_mflop = {name: -(-cost.train_flops * batch // units.MFLOP) for name, cost in costs.items()}
-    allowance, total, caps = _divide(run, max(steps_mflop.values()))
+    allowance, total, caps = divide(run, max(steps_mflop.values()))
     steps = {name: allowance // mflop for name, mflop in steps_mflop.items()}
     if run.budget.match == "tokens":
         steps = dict.fromkeys(steps, min(steps.values()))
@@ -114,13 +114,13 @@ def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant
         key = variant.fingerprint + json.dumps(dataclasses.asdict(applied.optimizer), sort_keys=True)
         if key in seen:
             raise BadInputError(
-                f"sweep.arms.{name}={run.sweep.arms[name]} is the same model as arm '{seen[key]}' ({variant.schedule}). "
-                "Remove one of them or change an option that makes a difference."
+                f"sweep.arms.{name}={run.sweep.arms[name]} is the same model as arm '{seen[key]}' "
+                f"({variant.schedule}). Remove one of them or change an option that makes a difference."
             )
         seen[key] = name
 
 
-def _divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]]:
+def divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]]:
     """Allowance per trial, total, and caps per phase, all in MFLOP."""
     search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
     searched = len(run.sweep.arms) * (search.points + search.extensions)
@@ -141,19 +141,15 @@ def _divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int
             if total is not None
             else _with_contingency(trials * allowance, share)
         )
-    needed = _with_contingency(trials * dearest_step, share)
     if allowance < dearest_step:
-        key = f"budget.per_trial={per_trial}" if per_trial is not None else f"budget.total={total}"
+        key, given, times = ("per_trial", per_trial, 1) if per_trial is not None else ("total", total, trials)
+        smallest, useful = times * dearest_step, times * dearest_step * SHORT_RUN
+        if key == "total":
+            smallest, useful = _with_contingency(smallest, share), _with_contingency(useful, share)
         raise BadInputError(
-            f"{key} is too small: one optimizer step of the costliest arm takes {units.compute(dearest_step)}, and a trial "
-            f"is allowed {units.compute(allowance) if allowance else 'nothing'}. Smallest that works: "
-            + (f"{_ceil(dearest_step)}" if per_trial is not None else f"{_ceil(needed)}")
-            + f"; for verdicts, {SHORT_RUN} steps: "
-            + (
-                f"{_ceil(SHORT_RUN * dearest_step)}."
-                if per_trial is not None
-                else f"{_ceil(_with_contingency(SHORT_RUN * trials * dearest_step, share))}."
-            )
+            f"budget.{key}={given} is too small: a trial is allowed {units.compute(allowance)}, but "
+            f"one optimizer step of the costliest arm takes {units.compute(dearest_step)}. "
+            f"Smallest that works: {_ceil(smallest)}; smallest that allows a verdict ({SHORT_RUN} steps): {_ceil(useful)}."
         )
     contingency = math.floor(bound * share) if total is not None else bound - trials * allowance
     if trials * allowance + contingency > bound:
@@ -246,8 +242,8 @@ def _vocab_size(run: schema.Run) -> int:
     rows = run.model.vocab_size or tokens
     if rows < tokens:
         raise BadInputError(
-            f"model.vocab_size={rows} is smaller than the tokenizer's {tokens} tokens (data.tokenizer={run.data.tokenizer}). "
-            f"Allowed: 0 (as the tokenizer), or at least {tokens}."
+            f"model.vocab_size={rows} is smaller than the tokenizer's {tokens} tokens "
+            f"(data.tokenizer={run.data.tokenizer}). Allowed: 0 (as the tokenizer), or at least {tokens}."
         )
     return rows
 

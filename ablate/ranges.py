@@ -18,6 +18,7 @@ class Bound:
     open_high: bool = False
 
     def holds(self, value: float) -> bool:
+        """Whether `value` is inside."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below

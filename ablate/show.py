@@ -85,8 +85,8 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
 
 
 def prediction_cost(run: schema.Run, variant: Variant, seq_len: int) -> Cost:
-    """Cost of one multi-token prediction layer: a sliding-window block with a learned router, two d x d projections,
-    three norms and its own collapse; embedding and head are shared, but the head runs again.
+    """Cost of one multi-token prediction layer: a sliding-window block with a learned router, two d x d
+    projections, three norms and its own collapse; embedding and head are shared, but the head runs again.
 
     Source: DeepSeek-V4 report §2.4; parameters 2d² + 3d beside the block.
     """
@@ -154,7 +154,8 @@ def _model_picture(
     dims = variant.dims
     head = Text.from_markup(
         f"[bold]{escape(run.model.name)}[/]  {variant.fingerprint}\n"
-        f"{len(variant.layers)} layers of {dims.hidden_size}, {dims.num_attention_heads} heads of {dims.head_dim}, "
+        f"{len(variant.layers)} layers of {dims.hidden_size}, "
+        f"{dims.num_attention_heads} heads of {dims.head_dim}, "
         f"vocabulary {dims.vocab_size:,}; priced at sequences of {seq_len:,} tokens, decoding costs "
         f"{units.flops(backbone.decode_flops)} per token after that context"
     )
@@ -251,8 +252,9 @@ def _sweep(run: schema.Run) -> Shown:
         table.add_row(name + (" (baseline)" if name == sweep.baseline else ""), escape(changes))
     head = Text.from_markup(f"[bold]{escape(sweep.name)}[/]  {escape(sweep.question)}")
     facts = Text(
-        f"model {run.model.name}; {sweep.search.points} learning rates and up to {sweep.search.extensions} more per arm, "
-        f"{sweep.confirm.replicates} fresh seeds; equal {run.budget.match}, {run.budget.per_trial} per trial, "
+        f"model {run.model.name}; {sweep.search.points} learning rates and up to "
+        f"{sweep.search.extensions} more per arm, {sweep.confirm.replicates} fresh seeds; "
+        f"equal {run.budget.match}, {run.budget.per_trial} per trial, "
         f"total {run.budget.total or 'as planned'}"
     )
     return Shown(data, Group(head, facts, table))

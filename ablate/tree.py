@@ -1,7 +1,7 @@
 """The values of a run under construction: one door through which every value passes, typed and checked.
 
-YAML, the command line and arms all come through `Tree.set`, so that each mistake gets the same sentence: key, value,
-what is allowed, nearest match, and where it stands.
+YAML, the command line and arms all come through `Tree.set`, so that each mistake gets the same sentence: key,
+value, what is allowed, nearest match, and where it stands.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ablate.typed import coerce, field_types
 from components import registry
 
 ARM_GROUPS = ("model", "optimizer", *schema.SLOT_GROUPS)
-"""What an arm may change. Data, trainer, budget and seeds are shared by all arms, or pairs would not be pairs."""
+"""What an arm may change. Data, trainer, budget and seeds are shared, or pairs would not be pairs."""
 
 
 def apply_arm(
@@ -43,15 +43,15 @@ def apply_arm(
         top = str(key).split(".")[0]
         if top in tree.values and top not in ARM_GROUPS:
             raise BadInputError(
-                f"{key}={value} cannot differ between arms{tree.where(key, value)}: arms share {top}, so that their seeds stay "
-                f"paired. Allowed: {', '.join(ARM_GROUPS)}."
+                f"{key}={value} cannot differ between arms{tree.where(key, value)}: "
+                f"arms share {top}, so that their seeds stay paired. Allowed: {', '.join(ARM_GROUPS)}."
             )
         tree.set(str(key), value)
     rate = tree.values["optimizer"]["lr"]
     if rate != run.optimizer.lr:
         raise BadInputError(
-            f"optimizer.lr={rate} cannot differ between arms{tree.where('optimizer.lr', rate)}: it is tuned for every arm. "
-            "Set sweep.search.points and sweep.search.factor to widen the grid."
+            f"optimizer.lr={rate} cannot differ between arms{tree.where('optimizer.lr', rate)}: "
+            "it is tuned for every arm. Set sweep.search.points and sweep.search.factor to widen the grid."
         )
     return tree.build(require_sweep=False)
 
@@ -65,10 +65,12 @@ class Tree:
         self.place = place
 
     def merge(self, prefix: str, values: Mapping[str, Any]) -> None:
+        """`set` every entry of a mapping below `prefix` (empty, or ending in a dot)."""
         for key, value in values.items():
             self.set(f"{prefix}{key}", value)
 
     def remove_arm(self, name: str) -> None:
+        """Take an arm out of the sweep."""
         arms = self.values["sweep"]["arms"]
         if name not in arms:
             raise BadInputError(f"~sweep.arms.{name}: {registry.unknown('arm', name, arms)}")
@@ -90,7 +92,7 @@ class Tree:
             if part not in types:
                 raise self._unknown(key, value)
             kind, last = types[part], depth == len(parts) - 1
-            if dataclasses.is_dataclass(kind):
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 if last:
                     if not isinstance(value, Mapping):
                         raise BadInputError(
@@ -189,9 +191,8 @@ class Tree:
                     f"sweep.arms has {len(sweep['arms'])} arm; a comparison needs at least 2."
                 )
             if sweep["baseline"] not in sweep["arms"]:
-                raise BadInputError(
-                    f"sweep.baseline={sweep['baseline']}: {registry.unknown('arm', sweep['baseline'], sweep['arms'])}"
-                )
+                error = registry.unknown("arm", sweep["baseline"], sweep["arms"])
+                raise BadInputError(f"sweep.baseline={sweep['baseline']}: {error}")
         return schema.from_dict(copy.deepcopy(self.values))
 
 
@@ -217,6 +218,7 @@ def plain(value: Any) -> Any:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping; the arms of a sweep count as one value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and f"{prefix}{key}" != "sweep.arms":
             yield from leaves(value, f"{prefix}{key}.")
@@ -225,6 +227,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 
 
 def keys(values: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of a nested mapping."""
     return [key for key, _ in leaves(values)]
 
 

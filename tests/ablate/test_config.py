@@ -60,7 +60,7 @@ def test_component_options_are_typed() -> None:
         ("model.compress_ratios=[0,0,4,16]", [0, 0, 4, 16]),
         ("model.compress_ratios=[swa,csa@4:k32]", "swa,csa@4:k32"),
         ("budget.total=2 PFLOP", "2 PFLOP"),
-        ("budget.total=3e15", 3e15),
+        ("budget.total=3e15", "3e15"),
         ("data.files=[a/*.txt,b.txt]", ["a/*.txt", "b.txt"]),
         ("data.files=one.txt", ["one.txt"]),
         ("data.source=a (copy)", "a (copy)"),
