@@ -149,7 +149,8 @@ def divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]
         raise BadInputError(
             f"budget.{key}={given} is too small: a trial is allowed {units.compute(allowance)}, but "
             f"one optimizer step of the costliest arm takes {units.compute(dearest_step)}. "
-            f"Smallest that works: {_ceil(smallest)}; smallest that allows a verdict ({SHORT_RUN} steps): {_ceil(useful)}."
+            f"Smallest that works: {_ceil(smallest)}; "
+            f"smallest that allows a verdict ({SHORT_RUN} steps): {_ceil(useful)}."
         )
     contingency = math.floor(bound * share) if total is not None else bound - trials * allowance
     if trials * allowance + contingency > bound:
