@@ -1,0 +1,1 @@
+"""What layers read from and write to."""

@@ -1,0 +1,147 @@
+"""Manifold-constrained hyper-connections, the residual of DeepSeek-V4."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from components.precision import at_least_float32
+from components.registry import register
+from components.residual.sinkhorn import sinkhorn
+from components.residual.streams import read_streams, write_streams
+from components.slots import Collapse, Residual
+from components.spec import Cost, Site, searchable
+
+HC_INITS = ("small_gate", "hf", "identity")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MHCConfig:
+    """Options of `mhc`, under the official `config.json` names."""
+
+    hc_mult: int = searchable(4, low=1, high=8)
+    """Number of residual streams n."""
+    hc_sinkhorn_iters: int = searchable(20, low=1, high=20, log=True)
+    """Balancing steps; fewer leave rows further from a sum of one."""
+    hc_eps: float = 1e-6
+    """Added to `pre`, to the softmax and to every divisor of the balancing."""
+    hc_init: str = searchable("small_gate", choices=HC_INITS)
+    """`small_gate`: gates start at 0.01 (mHC paper); `hf`: at 1 (transformers); `identity`: as
+    `small_gate`, but streams keep to themselves and each layer prefers one of them."""
+
+    def __post_init__(self) -> None:
+        if self.hc_mult < 1:
+            raise ValueError(f"hc_mult={self.hc_mult} must be at least 1")
+        if self.hc_sinkhorn_iters < 1:
+            raise ValueError(f"hc_sinkhorn_iters={self.hc_sinkhorn_iters} must be at least 1")
+        if self.hc_init not in HC_INITS:
+            raise ValueError(f"hc_init={self.hc_init!r} is not one of {', '.join(HC_INITS)}")
+
+
+class _Mapping(nn.Module):
+    """The linear map from all streams of a token to its mixing logits, before gates and biases.
+
+    One root mean square over all n * d entries, applied after the product, which is the same and cheaper.
+    """
+
+    def __init__(self, config: MHCConfig, site: Site, outputs: int, gates: int) -> None:
+        super().__init__()
+        width = config.hc_mult * site.dims.hidden_size
+        # Random rows: with all of them zero the streams would stay copies of each other for ever.
+        self.fn = nn.Parameter(torch.empty(outputs, width).normal_(0.0, site.dims.initializer_range))
+        self.base = nn.Parameter(torch.zeros(outputs))
+        self.scale = nn.Parameter(torch.full((gates,), 1.0 if config.hc_init == "hf" else 0.01))
+        self.eps = site.dims.rms_norm_eps
+
+    def logits(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "o m"]:
+        """One column per token, so that everything after it runs along tokens."""
+        flat = at_least_float32(state).flatten(2).flatten(0, 1)
+        inverse_rms = torch.rsqrt(flat.square().mean(-1) + self.eps)
+        return (self.fn.to(flat.dtype) @ flat.T) * inverse_rms
+
+
+class LearnedCollapse(_Mapping, Collapse):
+    """Streams to one vector by learned, token-dependent weights: `Σ_j (σ(α z_j + b_j) + ε) X_j`."""
+
+    def __init__(self, config: MHCConfig, site: Site) -> None:
+        super().__init__(config, site, outputs=config.hc_mult, gates=1)
+        self.hc_eps = config.hc_eps
+
+    def forward(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s d"]:
+        weights = torch.sigmoid(self.scale * self.logits(state) + self.base.unsqueeze(1)) + self.hc_eps
+        return read_streams(state, weights.T.contiguous())
+
+
+@register("mhc", source="mHC, arXiv 2512.24880; DeepSeek-V4 report §2.2 and inference/model.py")
+class ManifoldHyperConnections(_Mapping, Residual):
+    """n streams mixed by doubly stochastic matrices, so that no depth amplifies the signal.
+
+    From all streams of a token: `pre = σ(α₀ z + b) + ε` reads, `post = 2 σ(α₁ z + b)` writes, and the
+    Sinkhorn-balanced `C[j, k]` carries stream j to k: `X'_k = post_k F(norm(Σ_j pre_j X_j)) + Σ_j C[j, k]
+    X_j`.
+
+    Attributes:
+        fn: [(2 + n) n, n d], rows for pre, post and C (row-major); columns are stream-major.
+        base: [(2 + n) n].
+        scale: [3], gates α of pre, post and C.
+    """
+
+    Config = MHCConfig
+
+    def __init__(self, config: MHCConfig, site: Site) -> None:
+        n = config.hc_mult
+        super().__init__(config, site, outputs=(2 + n) * n, gates=3)
+        self.config = config
+        if config.hc_init == "identity":
+            with torch.no_grad():
+                own = torch.nn.functional.one_hot(torch.tensor(site.layer.index % n), n).float()
+                self.base.copy_(torch.cat([6 * own - 3, own, 5 * torch.eye(n).flatten()]))
+
+    @staticmethod
+    def streams(config: MHCConfig) -> int:
+        return config.hc_mult
+
+    @staticmethod
+    def collapse(config: MHCConfig, site: Site) -> Collapse:
+        return LearnedCollapse(config, site)
+
+    @staticmethod
+    def collapse_cost(config: MHCConfig, site: Site, seq_len: int) -> Cost:
+        n, d = config.hc_mult, site.dims.hidden_size
+        params, per_token = n * n * d + n + 1, 2 * n * n * d + 2 * n * d
+        return _cost(params, per_token, seq_len)
+
+    @staticmethod
+    def cost(config: MHCConfig, site: Site, seq_len: int) -> Cost:
+        n, d = config.hc_mult, site.dims.hidden_size
+        outputs = (2 + n) * n
+        params = outputs * n * d + outputs + 3
+        per_token = 2 * outputs * n * d + 2 * n * d + 2 * n * (n + 1) * d
+        return _cost(params, per_token, seq_len)
+
+    def read(self, state: Float[Tensor, "b s n d"]) -> tuple[Float[Tensor, "b s d"], Any]:
+        n, eps = self.config.hc_mult, self.config.hc_eps
+        z, base = self.logits(state), self.base.unsqueeze(1)
+        pre = torch.sigmoid(self.scale[0] * z[:n] + base[:n]) + eps
+        post = 2 * torch.sigmoid(self.scale[1] * z[n : 2 * n] + base[n : 2 * n])
+        logits = (self.scale[2] * z[2 * n :] + base[2 * n :]).unflatten(0, (n, n))
+        comb = sinkhorn(logits, self.config.hc_sinkhorn_iters, eps)
+        mixing = torch.cat([comb, post.unsqueeze(0)]).permute(2, 1, 0).contiguous()
+        return read_streams(state, pre.T.contiguous()), mixing
+
+    def write(
+        self, state: Float[Tensor, "b s n d"], y: Float[Tensor, "b s d"], carry: Any
+    ) -> Float[Tensor, "b s n d"]:
+        return write_streams(state, y, carry)
+
+
+def _cost(params: int, per_token: int, seq_len: int) -> Cost:
+    return Cost(
+        params=params,
+        active_params=params,
+        flops=seq_len * per_token,
+        kernel_flops=seq_len * per_token,
+        decode_flops=per_token,
+    )
