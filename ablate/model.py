@@ -1,0 +1,146 @@
+"""The language model that a variant describes, assembled from components."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablate.variant import Variant
+from components.precision import at_least_float32
+from components.slots import FFN, Attention, Aux, Norm, Residual
+from components.spec import Layer, Site
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits: [b, s, v].
+        loss: mean nats per token where labels were given.
+        aux: auxiliary losses `loss/layers.3/…` and diagnostics `diag/layers.3/…`.
+    """
+
+    logits: Float[Tensor, "b s v"]
+    loss: Float[Tensor, ""] | None
+    aux: Aux
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each reading from and writing to the residual state."""
+
+    def __init__(self, variant: Variant, layer: Layer) -> None:
+        super().__init__()
+        self.name = f"layers.{layer.index}"
+        self.attention_residual = cast(Residual, variant.part("residual", layer).build())
+        self.attention_norm = cast(Norm, variant.part("norm", layer).build())
+        self.attention = cast(Attention, variant.part("attention", layer).build())
+        self.ffn_residual = cast(Residual, variant.part("residual", layer).build())
+        self.ffn_norm = cast(Norm, variant.part("norm", layer).build())
+        self.ffn = cast(FFN, variant.part("ffn", layer).build())
+
+    def forward(
+        self, state: Float[Tensor, "b s n d"], token_ids: Int[Tensor, "b s"]
+    ) -> tuple[Float[Tensor, "b s n d"], Aux]:
+        x, carry = self.attention_residual.read(state)
+        y, attention_aux = self.attention(self.attention_norm(x))
+        state = self.attention_residual.write(state, y, carry)
+        x, carry = self.ffn_residual.read(state)
+        y, ffn_aux = self.ffn(self.ffn_norm(x), token_ids)
+        state = self.ffn_residual.write(state, y, carry)
+        return state, self._named("attention", attention_aux) | self._named("ffn", ffn_aux)
+
+    def _named(self, branch: str, aux: Aux) -> Aux:
+        """`diag/max_vio` becomes `diag/layers.3/ffn/max_vio`."""
+        parts = ((key.partition("/"), value) for key, value in aux.items())
+        return {f"{kind}/{self.name}/{branch}/{rest}": value for (kind, _, rest), value in parts}
+
+
+class LanguageModel(nn.Module):
+    """Embedding, n equal residual streams, the layers, collapse, final norm, and a head of its own weights.
+
+    Construction draws weights from the global generator; `initialise` makes them a function of a seed.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        dims, last = variant.dims, variant.layers[-1]
+        residual = cast(type[Residual], variant.part("residual", last).cls)
+        self.streams = variant.streams
+        shape, std = (dims.vocab_size, dims.hidden_size), dims.initializer_range
+        self.embedding = nn.Parameter(torch.empty(shape).normal_(0.0, std))
+        self.layers = nn.ModuleList(Block(variant, layer) for layer in variant.layers)
+        self.collapse = residual.collapse(variant.config("residual")[1], Site(dims=dims, layer=last))
+        self.norm = cast(Norm, variant.part("norm", last).build())
+        self.head = nn.Parameter(torch.empty(shape).normal_(0.0, std))
+
+    def forward(self, input_ids: Int[Tensor, "b s"], labels: Int[Tensor, "b s"] | None = None) -> Output:
+        """Logits for every position.
+
+        Args:
+            labels: the token that each position should predict (inputs shifted by one already); positions
+                with -100 are left out of the loss.
+        """
+        state = F.embedding(input_ids, self.embedding).unsqueeze(2).expand(-1, -1, self.streams, -1)
+        aux: Aux = {}
+        for layer in self.layers:
+            state, more = layer(state, input_ids)
+            aux |= more
+        logits = F.linear(self.norm(self.collapse(state)), self.head)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), labels.flatten())
+        return Output(logits, loss, aux)
+
+    def after_step(self) -> None:
+        """Let components that balance or adapt without gradients do so; call after every optimizer step."""
+        for module in self.modules():
+            step = getattr(module, "after_step", None)
+            if module is not self and callable(step):
+                step()
+
+
+def initialise(model: LanguageModel, seed: int) -> None:
+    """Make a freshly built model a function of `seed`.
+
+    Every matrix that construction filled with random numbers is drawn anew from N(0, initializer_range),
+    by a generator of its own seeded with `seed` and the tensor's name. Variants therefore start from the
+    same values in all tensors that they have in common by name and shape. Vectors and constant matrices
+    stay as constructed.
+    """
+    std = model.variant.dims.initializer_range
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or bool((parameter == parameter.flatten()[0]).all()):
+            continue
+        generator = torch.Generator("cpu").manual_seed((seed << 32) + zlib.crc32(name.encode()))
+        values = torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
+        with torch.no_grad():
+            parameter.copy_(values)
+
+
+def build_model(
+    preset: str | Variant, device: str | torch.device = "cpu", overrides: Sequence[str] = (), seed: int = 0
+) -> LanguageModel:
+    """A model from a preset in `sweeps/model/` or from a variant, initialised unless `device` is "meta".
+
+    Raises:
+        BadInputError: an unknown preset or override, or sizes that do not fit together.
+    """
+    if isinstance(preset, str):
+        from ablate import config
+
+        run = config.load([f"model={preset}", *overrides], require_sweep=False)
+        preset = Variant.from_run(run, run.model.vocab_size or run.data.vocab_size)
+    elif overrides:
+        raise ValueError(f"overrides={list(overrides)} apply to a preset; a variant is complete already")
+    with torch.device(device):
+        model = LanguageModel(preset)
+    if model.head.device.type != "meta":
+        initialise(model, seed)
+    return model

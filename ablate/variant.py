@@ -1,0 +1,372 @@
+"""A complete model description: sizes, a component per slot, a schedule. Frozen, fingerprinted, priced."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ablate import schedule
+from ablate.errors import BadInputError
+from ablate.schema import SLOT_GROUPS, Model, Run
+from components import registry
+from components.slots import Attention, Component, Residual
+from components.spec import Cost, Dims, Layer, Site
+
+CostRow = tuple[str, int, Cost]
+"""Label, number of instances, cost of all of them together."""
+
+ROOTS = ("residual", "norm", "attention", "ffn")
+"""Slots that a block itself fills; all others are reached through what these use."""
+
+_POSITIVE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "o_groups",
+    "index_n_heads",
+    "moe_intermediate_size",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "rms_norm_eps",
+    "initializer_range",
+    "max_position_embeddings",
+)
+_NOT_NEGATIVE = (
+    "num_key_value_heads",
+    "qk_rope_head_dim",
+    "q_lora_rank",
+    "o_lora_rank",
+    "sliding_window",
+    "index_head_dim",
+    "index_topk",
+    "n_shared_experts",
+    "num_hash_layers",
+    "num_nextn_predict_layers",
+)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What a variant costs for one sequence, by component."""
+
+    rows: tuple[CostRow, ...]
+
+    @property
+    def total(self) -> Cost:
+        return sum((cost for _, _, cost in self.rows), Cost())
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component at one place: what to build or price there.
+
+    Attributes:
+        sizes: constructor arguments that depend on the place (a compressor's `width`, a norm's `size`).
+        parts: what the component uses, by slot.
+    """
+
+    slot: str
+    name: str
+    config: Any
+    site: Site
+    sizes: tuple[tuple[str, int], ...] = ()
+    parts: tuple["Part", ...] = ()
+
+    @property
+    def cls(self) -> type[Component]:
+        return registry.get(self.slot, self.name).cls
+
+    def build(self) -> Component:
+        """The component with everything it uses."""
+        used = {part.slot: part.build() for part in self.parts}
+        build: Callable[..., Component] = self.cls
+        return build(self.config, self.site, **used, **dict(self.sizes))
+
+    def walk(self) -> Iterator["Part"]:
+        """This part and all below it."""
+        yield self
+        for part in self.parts:
+            yield from part.walk()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model, described completely. Two variants that build the same model are equal.
+
+    Attributes:
+        layers: one per layer, in order.
+        slots: (slot, name, config) of every component in use, sorted; `attention` and `router` may occur
+            more than once, because layers choose among them.
+    """
+
+    dims: Dims
+    layers: tuple[Layer, ...]
+    slots: tuple[tuple[str, str, Any], ...]
+
+    @classmethod
+    def from_run(cls, run: Run, vocab_size: int | None = None) -> "Variant":
+        """The variant a configuration describes.
+
+        Args:
+            vocab_size: takes the place of `model.vocab_size` when given; needed where that is 0.
+
+        Raises:
+            BadInputError: names the key, the value and what is allowed.
+        """
+        try:
+            return _from_run(run, vocab_size)
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
+
+    @property
+    def schedule(self) -> str:
+        """Shortest text of the layers' mechanisms. Top-k is written where layers differ in it."""
+        return schedule.canonical(self.layers, _defaults(_common_topk(self.layers)))
+
+    def canonical(self) -> dict[str, Any]:
+        """Everything that decides the model, JSON-able; no preset names, no options of unused components."""
+        return {
+            "dims": dataclasses.asdict(self.dims),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "slots": [[slot, name, dataclasses.asdict(config)] for slot, name, config in self.slots],
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the canonical form."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def describe(self) -> str:
+        """The model in one sentence."""
+        dims = self.dims
+        names = {slot: name for slot, name, _ in self.slots}
+        routers = Counter(layer.router for layer in self.layers) if "router" in names else Counter()
+        routed = ", ".join(f"{count} layers routed by {name}" for name, count in routers.items())
+        experts = (
+            f"{dims.num_experts_per_tok} of {dims.n_routed_experts} experts, {dims.n_shared_experts} shared"
+        )
+        return (
+            f"{len(self.layers)} layers of width {dims.hidden_size} with attention {self.schedule}, "
+            f"{dims.num_attention_heads} heads of {dims.head_dim}, {names['residual']} residual, "
+            f"{names['ffn']} feed-forward{f' ({experts}, {routed})' if routed else ''}, "
+            f"vocabulary {dims.vocab_size}"
+        )
+
+    def diff(self, other: "Variant") -> dict[str, tuple[Any, Any]]:
+        """Where two variants differ: dotted key to (value here, value there)."""
+        mine, theirs = _flat(self), _flat(other)
+        keys = [*mine, *(key for key in theirs if key not in mine)]
+        return {k: (mine.get(k), theirs.get(k)) for k in keys if mine.get(k) != theirs.get(k)}
+
+    def config(self, slot: str, name: str | None = None) -> tuple[str, Any]:
+        """Name and config of the component in a slot; `name` where the slot has several."""
+        for found, title, config in self.slots:
+            if found == slot and name in (None, title):
+                return title, config
+        raise KeyError(f"{slot}/{name or '*'} is not part of this variant")
+
+    @property
+    def streams(self) -> int:
+        """Number of residual streams."""
+        name, config = self.config("residual")
+        return _residual(name).streams(config)
+
+    def part(self, slot: str, layer: Layer) -> Part:
+        """The component of `slot` at a layer, with everything it uses."""
+        return self._part(slot, Site(dims=self.dims, layer=layer), user="")
+
+    def _part(self, slot: str, site: Site, user: str) -> Part:
+        by_layer = {"attention": site.layer.attention, "router": site.layer.router}
+        name, config = self.config(slot, by_layer.get(slot))
+        sizes: tuple[tuple[str, int], ...] = ()
+        if slot == "compressor":
+            sizes = (("width", self.dims.index_head_dim if user == "indexer" else self.dims.head_dim),)
+        elif slot == "norm":
+            sizes = (("size", self.dims.hidden_size),)
+        uses = registry.get(slot, name).cls.uses
+        parts = (self._part(used, site, user=slot) for used in uses)
+        return Part(slot, name, config, site, sizes, tuple(parts))
+
+    def check(self, seq_len: int) -> None:
+        """Raise where a component cannot work at its place with sequences of `seq_len` tokens.
+
+        Raises:
+            BadInputError: names the key, the value and what is allowed.
+        """
+        for layer in self.layers:
+            if layer.ratio > seq_len:
+                raise BadInputError(
+                    f"{schedule.KEY}={self.schedule}: layer {layer.index} compresses {layer.ratio} tokens "
+                    f"to one, but trainer.seq_len={seq_len}. Allowed ratios: 1 to {seq_len}."
+                )
+            for part in self._parts(layer):
+                try:
+                    part.cls.check(part.config, part.site, seq_len)
+                except ValueError as error:
+                    raise BadInputError(f"layer {layer.index}, {part.slot}/{part.name}: {error}") from error
+
+    def warnings(self, seq_len: int) -> list[str]:
+        """Settings under which components do nothing or less than their names promise, each sentence once."""
+        layers_of: dict[str, list[int]] = {}
+        for layer in self.layers:
+            for part in self._parts(layer):
+                for text in part.cls.warnings(part.config, part.site, seq_len):
+                    members = layers_of.setdefault(f"{part.slot}/{part.name}: {text}", [])
+                    if layer.index not in members:
+                        members.append(layer.index)
+        return [f"{text} (layers {_ranges(members)})" for text, members in layers_of.items()]
+
+    def costs(self, seq_len: int) -> CostTable:
+        """Exact cost of one sequence, by component."""
+        vocabulary = self.dims.vocab_size * self.dims.hidden_size
+        table = Cost(params=vocabulary, active_params=vocabulary)
+        head = dataclasses.replace(
+            table,
+            flops=2 * vocabulary * seq_len,
+            kernel_flops=2 * vocabulary * seq_len,
+            decode_flops=2 * vocabulary,
+        )
+        found: dict[str, tuple[int, Cost]] = {}
+        for layer in self.layers:
+            for label, count, cost in self._layer_costs(layer, seq_len):
+                before = found.get(label, (0, Cost()))
+                found[label] = (before[0] + count, before[1] + cost)
+        rows = [("embedding", 1, table), *((label, count, cost) for label, (count, cost) in found.items())]
+        rows += [("collapse", 1, self._collapse_cost(seq_len)), self._final_norm(seq_len), ("head", 1, head)]
+        return CostTable(tuple(rows))
+
+    def _parts(self, layer: Layer) -> Iterator[Part]:
+        """All components of a layer, each once; residual and norm stand for both of its sites."""
+        for slot in ROOTS:
+            yield from self.part(slot, layer).walk()
+
+    def _layer_costs(self, layer: Layer, seq_len: int) -> Iterator[CostRow]:
+        for part in self._parts(layer):
+            sites = 2 if part.slot in ("residual", "norm") else 1
+            price: Callable[..., Cost] = part.cls.cost
+            sizes = dict(part.sizes) if part.slot == "compressor" else {}
+            yield f"{part.slot}/{part.name}", sites, price(part.config, part.site, seq_len, **sizes) * sites
+
+    def _final_norm(self, seq_len: int) -> CostRow:
+        part = self.part("norm", self.layers[-1])
+        return "final norm", 1, part.cls.cost(part.config, part.site, seq_len)
+
+    def _collapse_cost(self, seq_len: int) -> Cost:
+        name, config = self.config("residual")
+        return _residual(name).collapse_cost(config, Site(dims=self.dims, layer=self.layers[-1]), seq_len)
+
+
+def _from_run(run: Run, vocab_size: int | None) -> Variant:
+    model = run.model
+    _check_sizes(model)
+    vocabulary = model.vocab_size if vocab_size is None else vocab_size
+    if vocabulary < 1:
+        raise ValueError(
+            f"model.vocab_size={vocabulary} leaves the size to a tokenizer, and none is at hand. "
+            "Give a positive number."
+        )
+    shared = {f.name for f in dataclasses.fields(Dims)} & {f.name for f in dataclasses.fields(Model)}
+    sizes = {name: getattr(model, name) for name in shared}
+    sizes["vocab_size"] = vocabulary
+    sizes["num_key_value_heads"] = model.num_key_value_heads or model.num_attention_heads
+    layers = schedule.parse(
+        model.compress_ratios,
+        model.num_hidden_layers,
+        _defaults(model.index_topk),
+        model.num_nextn_predict_layers,
+    )
+    if model.num_hash_layers > len(layers):
+        raise ValueError(
+            f"model.num_hash_layers={model.num_hash_layers} is more than "
+            f"model.num_hidden_layers={model.num_hidden_layers}."
+        )
+    chosen = {group: getattr(run, group) for group in SLOT_GROUPS}
+    routes = "router" in registry.get("ffn", chosen["ffn"].name).cls.uses
+    if routes:
+        layers = tuple(
+            dataclasses.replace(
+                layer, router="hash" if layer.index < model.num_hash_layers else chosen["router"].name
+            )
+            for layer in layers
+        )
+    names = {group: slot.name for group, slot in chosen.items()}
+    used = {
+        pair
+        for layer in layers
+        for slot in ROOTS
+        for pair in _reachable(slot, layer.attention if slot == "attention" else names[slot], layer, names)
+    }
+    slots = []
+    for slot, name in sorted(used):
+        given = chosen.get(slot)
+        options = given.args if given is not None and given.name == name else {}
+        slots.append((slot, name, registry.get(slot, name).config(options)))
+    return Variant(dims=Dims(**sizes), layers=layers, slots=tuple(slots))
+
+
+def _reachable(slot: str, name: str, layer: Layer, names: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(slot, name) of a component and of everything that it uses."""
+    yield slot, name
+    for used in registry.get(slot, name).cls.uses:
+        yield from _reachable(used, layer.router if used == "router" else names[used], layer, names)
+
+
+def _check_sizes(model: Model) -> None:
+    for name in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = getattr(model, name)
+        if not value > 0 and (name in _POSITIVE or value != 0):
+            allowed = "a positive number" if name in _POSITIVE else "0 or more"
+            raise ValueError(f"model.{name}={value} is not allowed. Allowed: {allowed}.")
+
+
+def _defaults(topk: int) -> dict[str, dict[str, Any]]:
+    """What bare schedule tokens stand for, by attention name."""
+    defaults = {}
+    for entry in registry.entries("attention"):
+        assert issubclass(entry.cls, Attention)
+        fields = dict(entry.cls.default_layer())
+        if "compressor" in entry.cls.uses:
+            fields.setdefault("ratio", 0)
+        if "topk" in fields:
+            fields["topk"] = topk
+        defaults[entry.name] = fields
+    return defaults
+
+
+def _common_topk(layers: tuple[Layer, ...]) -> int:
+    counts = Counter(layer.topk for layer in layers if layer.topk)
+    return counts.most_common(1)[0][0] if counts else 0
+
+
+def _residual(name: str) -> type[Residual]:
+    cls = registry.get("residual", name).cls
+    assert issubclass(cls, Residual)
+    return cls
+
+
+def _flat(variant: Variant) -> dict[str, Any]:
+    """Values by dotted key, as `diff` names them."""
+    values: dict[str, Any] = {f"dims.{k}": v for k, v in dataclasses.asdict(variant.dims).items()}
+    values["schedule"] = schedule.canonical(variant.layers, _defaults(0))
+    values["routers"] = tuple(layer.router for layer in variant.layers)
+    for slot, name, config in variant.slots:
+        values[f"{slot}.{name}"] = True
+        values |= {f"{slot}.{name}.{k}": v for k, v in dataclasses.asdict(config).items()}
+    return values
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending integers as text, such as `0, 2-5`."""
+    parts = []
+    for _, group in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ", ".join(parts)
