@@ -1,0 +1,120 @@
+"""Softmax attention over explicit scores, and the joint attention of DeepSeek-V4 in blocks of queries."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from components.precision import at_least_float32
+
+
+def attend(
+    queries: Float[Tensor, "n q h c"],
+    keys: Float[Tensor, "n k c"],
+    values: Float[Tensor, "n k c"],
+    seen: Bool[Tensor, "#n q k"],
+    sink: Float[Tensor, "#n h"] | None,
+) -> Float[Tensor, "n q h c"]:
+    """`softmax([q k^T / sqrt(c), sink]) v` with the sink's share dropped; all heads share keys and values.
+
+    Args:
+        seen: which keys each query may attend to; at least one.
+        sink: a logit per head that takes part in the softmax and carries no value.
+    """
+    count, length, heads, width = queries.shape
+    rows = (queries * width**-0.5).reshape(count, length * heads, width)
+    hidden = torch.zeros(seen.shape, dtype=rows.dtype, device=rows.device).masked_fill_(~seen, -torch.inf)
+    logits = at_least_float32(
+        (rows @ keys.transpose(1, 2)).view(count, length, heads, -1).add_(hidden.unsqueeze(2))
+    )
+    if sink is not None:
+        column = sink.to(logits.dtype)[:, None, :, None].expand(count, length, -1, -1)
+        logits = torch.cat((logits, column), dim=-1)
+    weights = logits.softmax(dim=-1)[..., : keys.shape[1]].to(values.dtype)
+    return (weights.flatten(1, 2) @ values).view(count, length, heads, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How queries of a sequence are grouped so that a block reads only the keys that its windows reach.
+
+    Attributes:
+        count: number of blocks.
+        size: queries per block; the last block may run past the end of the sequence.
+        back: earlier blocks whose keys a block reads beside its own.
+    """
+
+    count: int
+    size: int
+    back: int
+
+    @property
+    def keys(self) -> int:
+        """Keys that one block reads."""
+        return (self.back + 1) * self.size
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs computed in one sequence, hidden ones included."""
+        return self.count * self.size * self.keys
+
+    @classmethod
+    def whole(cls, seq_len: int) -> "Blocks":
+        """One block: every query against every key."""
+        return cls(1, seq_len, 0)
+
+    @classmethod
+    def best(cls, seq_len: int, window: int) -> "Blocks":
+        """The fewest pairs: one block, or blocks as long as the window."""
+        banded = cls(-(-seq_len // window), window, 1)
+        return min(cls.whole(seq_len), banded, key=lambda blocks: blocks.pairs)
+
+
+def joint_attention(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    sink: Float[Tensor, "h"] | None,
+    entries: Float[Tensor, "b t c"] | None = None,
+    seen: Bool[Tensor, "#b s t"] | None = None,
+    blocks: Blocks | None = None,
+) -> Float[Tensor, "b s h c"]:
+    """One softmax over a sliding window of `kv` and the compressed `entries` together; keys are the values.
+
+    Args:
+        window: tokens that a query sees, itself included.
+        seen: which entries each query may attend to.
+        blocks: how to group queries; every grouping gives the same result.
+    """
+    batch, length, heads, width = queries.shape
+    blocks = blocks or Blocks.best(length, window)
+    extra = blocks.count * blocks.size - length
+
+    def grouped(x: Tensor, fill: float = 0.0) -> Tensor:
+        """[b, s, ...] to [b, n, q, ...], the last block filled up."""
+        if extra:
+            x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, extra), value=fill)
+        return x.unflatten(1, (blocks.count, blocks.size))
+
+    own = F.pad(grouped(kv), (0, 0, 0, 0, blocks.back, 0))
+    keys = [own[:, i : i + blocks.count] for i in range(blocks.back + 1)]
+    masks = [in_window(blocks, window, kv.device).unsqueeze(0)]
+    if entries is not None and seen is not None and entries.shape[1]:
+        keys.append(entries.unsqueeze(1).expand(-1, blocks.count, -1, -1))
+        masks = [masks[0].expand(seen.shape[0], -1, -1, -1), grouped(seen)]
+    joined = torch.cat(keys, dim=2).flatten(0, 1)
+    mask = torch.cat(masks, dim=-1).expand(batch, -1, -1, -1).flatten(0, 1)
+    sink = None if sink is None else sink.unsqueeze(0)
+    out = attend(grouped(queries).flatten(0, 1), joined, joined, mask, sink)
+    return out.view(batch, -1, heads, width)[:, :length]
+
+
+def in_window(blocks: Blocks, window: int, device: torch.device) -> Bool[Tensor, "n q k"]:
+    """Which of the keys that a block reads are in each query's window."""
+    size = blocks.size
+    starts = torch.arange(blocks.count, device=device).view(-1, 1, 1) * size
+    query = starts + torch.arange(size, device=device).view(1, -1, 1)
+    key = starts - blocks.back * size + torch.arange(blocks.keys, device=device).view(1, 1, -1)
+    return (key >= 0) & (key <= query) & (key > query - window)

@@ -1,0 +1,67 @@
+"""Compressed sparse attention (CSA) of DeepSeek-V4."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from components.attention.pairs import entry_pairs
+from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
+from components.registry import register
+from components.slots import Aux, Compressor, Indexer, OutputProjection, Position, Sink
+from components.spec import Cost, NoOptions, Site
+
+
+@register("csa", source="DeepSeek-V4 report §2.3.1; inference/model.py, compress_ratio 4")
+class CompressedSparseAttention(Trunk):
+    """A window and, beyond it, the `topk` compressed entries that an indexer chooses for each query.
+
+    Query t may see the entries of all blocks that are complete with token t: `(t + 1) // ratio` of them.
+    """
+
+    uses = (*Trunk.uses, "compressor", "indexer")
+
+    def __init__(
+        self,
+        config: NoOptions,
+        site: Site,
+        *,
+        position: Position,
+        sink: Sink,
+        output_projection: OutputProjection,
+        compressor: Compressor,
+        indexer: Indexer,
+    ) -> None:
+        super().__init__(config, site, position=position, sink=sink, output_projection=output_projection)
+        self.ratio = site.layer.ratio
+        self.compressor = compressor
+        self.indexer = indexer
+
+    def compress(
+        self, x: Float[Tensor, "b s d"], latent: Float[Tensor, "b s q"]
+    ) -> tuple[Compressed | None, Aux]:
+        visible = torch.arange(1, x.shape[1] + 1, device=x.device) // self.ratio
+        chosen, aux = self.indexer(x, latent, visible, self.position)
+        return (self.compressor(x, self.position), chosen), aux
+
+    @classmethod
+    def default_layer(cls) -> Mapping[str, Any]:
+        return {"overlap": True, "topk": 0}
+
+    @staticmethod
+    def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:
+        """The trunk's, and `4 h c` per query and chosen entry."""
+        ratio, topk, entries = site.layer.ratio, site.layer.topk, seq_len // site.layer.ratio
+        pairs = entry_pairs(seq_len, ratio, topk)
+        return trunk_cost(site, seq_len, entries, pairs, decode=min(entries, topk))
+
+    @staticmethod
+    def check(config: NoOptions, site: Site, seq_len: int) -> None:
+        Trunk.check(config, site, seq_len)
+        check_ratio(site, seq_len)
+
+    @staticmethod
+    def warnings(config: NoOptions, site: Site, seq_len: int) -> list[str]:
+        return ratio_warnings(site, seq_len)

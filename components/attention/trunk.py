@@ -1,0 +1,132 @@
+"""The attention layer of DeepSeek-V4 around whatever its queries see beyond the window."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.attention.core import Blocks, joint_attention
+from components.attention.pairs import window_pairs
+from components.functional import rms_norm
+from components.slots import Attention, Aux, OutputProjection, Position, Sink
+from components.spec import Cost, NoOptions, Site
+
+Compressed = tuple[Float[Tensor, "b t c"], Bool[Tensor, "#b s t"]]
+"""Compressed entries, and which of them each query may attend to."""
+
+
+class Trunk(Attention):
+    """Low-rank queries, one shared head that is key and value, a window, a sink, grouped output.
+
+        latent = rms(x q_a^T; q_a_norm)                         [b, s, q_lora_rank]
+        q  = rotate(rms(latent q_b^T, per head, no weight))     [b, s, h, c]
+        kv = rotate(rms(x kv^T; kv_norm))                       [b, s, c], keys and values at once
+        o  = softmax([q k^T / sqrt(c), sink]) k                 k: the last `sliding_window` kv and compressed entries
+        y  = output_projection(unrotate(o))
+
+    Subclasses add compressed entries in `compress`; window, entries and sink share one softmax.
+
+    Attributes:
+        q_a: [q_lora_rank, d].
+        q_a_norm: [q_lora_rank].
+        q_b: [h*c, q_lora_rank].
+        kv: [c, d].
+        kv_norm: [c].
+    """
+
+    Config: type = NoOptions
+    uses = ("position", "sink", "output_projection")
+
+    def __init__(
+        self, config: Any, site: Site, *, position: Position, sink: Sink, output_projection: OutputProjection
+    ) -> None:
+        super().__init__()
+        dims = site.dims
+        self.heads, self.window, self.eps = dims.num_attention_heads, dims.sliding_window, dims.rms_norm_eps
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(rows, columns).normal_(0.0, dims.initializer_range))
+
+        self.q_a = matrix(dims.q_lora_rank, dims.hidden_size)
+        self.q_a_norm = nn.Parameter(torch.ones(dims.q_lora_rank))
+        self.q_b = matrix(dims.num_attention_heads * dims.head_dim, dims.q_lora_rank)
+        self.kv = matrix(dims.head_dim, dims.hidden_size)
+        self.kv_norm = nn.Parameter(torch.ones(dims.head_dim))
+        self.position = position
+        self.sink = sink
+        self.output_projection = output_projection
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> tuple[Float[Tensor, "b s d"], Aux]:
+        positions = torch.arange(x.shape[1], device=x.device)
+        latent = rms_norm(F.linear(x, self.q_a), self.q_a_norm, self.eps)
+        queries = F.linear(latent, self.q_b).unflatten(-1, (self.heads, -1))
+        queries = self.position.rotate(rms_norm(queries, None, self.eps), positions)
+        kv = self.position.rotate(rms_norm(F.linear(x, self.kv), self.kv_norm, self.eps), positions)
+        compressed, aux = self.compress(x, latent)
+        entries, seen = compressed or (None, None)
+        mixed = joint_attention(queries, kv, self.window, self.sink.logits(), entries, seen)
+        return self.output_projection(self.position.unrotate(mixed, positions)), aux
+
+    def compress(
+        self, x: Float[Tensor, "b s d"], latent: Float[Tensor, "b s q"]
+    ) -> tuple[Compressed | None, Aux]:
+        """What queries may attend to beyond the window."""
+        return None, {}
+
+    @staticmethod
+    def check(config: Any, site: Site, seq_len: int) -> None:
+        dims = site.dims
+        for key in ("q_lora_rank", "sliding_window"):
+            if getattr(dims, key) < 1:
+                raise ValueError(f"{key}={getattr(dims, key)} must be at least 1")
+
+
+def check_ratio(site: Site, seq_len: int) -> None:
+    """Raise `ValueError` where no block of `layer.ratio` tokens can ever be complete."""
+    if not 1 <= site.layer.ratio <= seq_len:
+        raise ValueError(
+            f"ratio={site.layer.ratio} must be from 1 to {seq_len}: seq_len={seq_len} holds no complete block otherwise"
+        )
+
+
+def ratio_warnings(site: Site, seq_len: int) -> list[str]:
+    """What a ratio hides, or hardly uses."""
+    ratio, window = site.layer.ratio, site.dims.sliding_window
+    found = []
+    if window < ratio - 1:
+        found.append(
+            f"sliding_window={window} is shorter than the ratio {ratio}: up to {ratio - 1 - window} tokens of a "
+            "block that is not complete are out of the window and cannot be seen"
+        )
+    if ratio * 4 > seq_len:
+        found.append(
+            f"ratio {ratio} is more than a quarter of {seq_len} tokens: at most {seq_len // ratio} compressed entries"
+        )
+    return found
+
+
+def trunk_cost(site: Site, seq_len: int, entries: int = 0, pairs: int = 0, decode: int = 0) -> Cost:
+    """Cost of projections and core attention.
+
+    Args:
+        entries: compressed entries of one sequence.
+        pairs: query-entry pairs that attention uses.
+        decode: entries that the token after the sequence attends to.
+    """
+    dims = site.dims
+    width = dims.num_attention_heads * dims.head_dim
+    matrices = dims.q_lora_rank * (dims.hidden_size + width) + dims.hidden_size * dims.head_dim
+    params = matrices + dims.q_lora_rank + dims.head_dim
+    blocks = Blocks.best(seq_len, dims.sliding_window)
+    kernel_pairs = blocks.pairs + blocks.count * blocks.size * entries
+    window = min(seq_len, dims.sliding_window)
+    return Cost(
+        params=params,
+        active_params=params,
+        flops=2 * matrices * seq_len + 4 * width * (window_pairs(seq_len, dims.sliding_window) + pairs),
+        kernel_flops=2 * matrices * seq_len + 4 * width * kernel_pairs,
+        kv_bytes=2 * dims.head_dim * (window + entries),
+        decode_flops=2 * matrices + 4 * width * (window + decode),
+    )

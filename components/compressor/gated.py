@@ -1,0 +1,66 @@
+"""DeepSeek-V4's compressor: gated pooling of blocks of tokens."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.compressor.blocks import complete, entry_positions, slots, streams
+from components.functional import rms_norm
+from components.precision import at_least_float32
+from components.registry import register
+from components.slots import Compressor, Position
+from components.spec import Cost, NoOptions, Site
+
+
+@register("gated", source="DeepSeek-V4 report §2.3.1-2.3.2; inference/model.py")
+class Gated(Compressor):
+    """Each channel of an entry is a softmax-weighted mean over the tokens of its block.
+
+    With m = `layer.ratio`: `C = x kv^T`, `Z = x gate^T + ape[t mod m]`; entry i pools `C` with `softmax(Z)`, for every
+    channel by itself, over the m tokens of block i. With `layer.overlap` there are two sets of `C` and `Z` and entry i
+    pools 2m values at once: block i's own and what block i-1 gives to the next. Then RMS norm with a weight, and
+    rotation at position i*m. Tokens after the last complete block have no entry. o = 2 with overlap, else 1.
+
+    Attributes:
+        kv: [o*c, d].
+        gate: [o*c, d].
+        ape: [m, o*c], zeros at first.
+        norm: [c].
+    """
+
+    Config = NoOptions
+
+    def __init__(self, config: NoOptions, site: Site, *, width: int) -> None:
+        super().__init__()
+        dims, layer = site.dims, site.layer
+        self.ratio, self.overlap, self.eps = layer.ratio, layer.overlap, dims.rms_norm_eps
+        rows = streams(site) * width
+        self.kv = nn.Parameter(torch.empty(rows, dims.hidden_size).normal_(0.0, dims.initializer_range))
+        self.gate = nn.Parameter(torch.empty(rows, dims.hidden_size).normal_(0.0, dims.initializer_range))
+        self.ape = nn.Parameter(torch.zeros(layer.ratio, rows))
+        self.norm = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
+        x = complete(x, self.ratio)
+        values = F.linear(x, self.kv).unflatten(1, (-1, self.ratio))
+        gates = at_least_float32(F.linear(x, self.gate)).unflatten(1, (-1, self.ratio)) + self.ape
+        weights = slots(gates, self.overlap, missing=-torch.inf).softmax(dim=2)
+        pooled = (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2).to(x.dtype)
+        entries = rms_norm(pooled, self.norm, self.eps)
+        return position.rotate(entries, entry_positions(entries.shape[1], self.ratio, x.device))
+
+    @staticmethod
+    def cost(config: NoOptions, site: Site, seq_len: int, width: int | None = None) -> Cost:
+        """`4 o d c` per token; `width` is c, the head size unless given. Pooling is elementwise."""
+        layer = site.layer
+        c = width or site.dims.head_dim
+        projections = 2 * streams(site) * c * site.dims.hidden_size
+        params = projections + layer.ratio * streams(site) * c + c
+        return Cost(
+            params=params,
+            active_params=params,
+            flops=2 * projections * seq_len,
+            kernel_flops=2 * projections * (seq_len // layer.ratio * layer.ratio),
+            decode_flops=2 * projections,
+        )

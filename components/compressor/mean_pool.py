@@ -1,0 +1,55 @@
+"""Compression by plain means, without gates."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.compressor.blocks import complete, entry_positions, slots, streams
+from components.functional import rms_norm
+from components.registry import register
+from components.slots import Compressor, Position
+from components.spec import Cost, NoOptions, Site
+
+
+@register(
+    "mean_pool", source="ablation of DeepSeek-V4's gated pooling; Compressive Transformer, arXiv 1911.05507"
+)
+class MeanPool(Compressor):
+    """Each entry is the mean of its block's projections: `gated` with all gates equal.
+
+    The first entry of an overlapping compressor is the mean of its own block alone.
+
+    Attributes:
+        kv: [o*c, d], o = 2 with overlap, else 1.
+        norm: [c].
+    """
+
+    Config = NoOptions
+
+    def __init__(self, config: NoOptions, site: Site, *, width: int) -> None:
+        super().__init__()
+        dims, layer = site.dims, site.layer
+        self.ratio, self.overlap, self.eps = layer.ratio, layer.overlap, dims.rms_norm_eps
+        shape = (streams(site) * width, dims.hidden_size)
+        self.kv = nn.Parameter(torch.empty(shape).normal_(0.0, dims.initializer_range))
+        self.norm = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
+        x = complete(x, self.ratio)
+        values = slots(F.linear(x, self.kv).unflatten(1, (-1, self.ratio)), self.overlap, missing=torch.nan)
+        entries = rms_norm(values.nanmean(dim=2), self.norm, self.eps)
+        return position.rotate(entries, entry_positions(entries.shape[1], self.ratio, x.device))
+
+    @staticmethod
+    def cost(config: NoOptions, site: Site, seq_len: int, width: int | None = None) -> Cost:
+        """`2 o d c` per token; `width` is c, the head size unless given."""
+        c = width or site.dims.head_dim
+        projection = streams(site) * c * site.dims.hidden_size
+        return Cost(
+            params=projection + c,
+            active_params=projection + c,
+            flops=2 * projection * seq_len,
+            kernel_flops=2 * projection * (seq_len // site.layer.ratio * site.layer.ratio),
+            decode_flops=2 * projection,
+        )

@@ -1,0 +1,1 @@
+"""From attention heads back to the hidden size."""
