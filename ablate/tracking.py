@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 PORTAL = "http://127.0.0.1:8720"
 """Where `ablate dashboard` serves the store by default, under `/mlflow`."""
 
+PAGES = {
+    "All trials": "table&compareRunsMode=TABLE",
+    "Charts": "charts&compareRunsMode=CHART",
+    "Means by arm": "arms&compareRunsMode=CHART",
+    "Difference to the baseline": "difference&compareRunsMode=CHART",
+    "Arms side by side": "",
+}
+"""Comparisons that `links` knows, and the page state that each opens; the last is MLflow's own comparison."""
+
 _KEY, _DIGEST, _NOTE = "ablate.key", "ablate.digest", "mlflow.note.content"
 _BATCH = 1000  # metrics per call that MLflow takes
 
@@ -98,7 +107,7 @@ class Exporter:
                 changed += 1
         changed += self._artifacts(self._client, view)
         arm_runs = {arm.name: self._known[f"arm/{arm.name}"].run_id for arm in view.plan.arms}
-        for key, value in {_NOTE: note(view), **view_tags(view.plan, arm_runs)}.items():
+        for key, value in {_NOTE: note(view), **view_tags(view, arm_runs)}.items():
             if self._tags.get(key) != value:
                 self._client.set_experiment_tag(self._experiment, key, value)
                 self._tags[key] = value
@@ -200,13 +209,8 @@ def links(home: Home, tracking: schema.Tracking, view: StudyView, base_url: str 
     page = f"{root}/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey="
     order = [arm.name for arm in view.plan.arms if arm.name in arms]
     runs = quote("[" + ",".join(f'"{arms[name]}"' for name in order) + "]", safe="")
-    return {
-        "All trials": f"{page}table&compareRunsMode=TABLE",
-        "Charts": f"{page}charts&compareRunsMode=CHART",
-        "Means by arm": f"{page}arms&compareRunsMode=CHART",
-        "Difference to the baseline": f"{page}difference&compareRunsMode=CHART",
-        "Arms side by side": f"{root}/compare-runs?runs={runs}&experiments=%5B%22{number}%22%5D",
-    }
+    side_by_side = f"{root}/compare-runs?runs={runs}&experiments=%5B%22{number}%22%5D"
+    return {title: f"{page}{end}" if end else side_by_side for title, end in PAGES.items()}
 
 
 def _trouble(home: Home, tracking: schema.Tracking, error: Exception) -> TrackingError:

@@ -1,60 +1,65 @@
 """Ready-made pages of MLflow's own interface: experiment tags that hold its page state, opened by a link.
 
-The format is internal to MLflow (seen in 3.17): best effort, and nothing depends on it. Where a version does not
-read it, the link opens the plain run list.
+The format is internal to MLflow (seen in 3.17): best effort, and nothing depends on it. Where a version does
+not read it, the link opens the plain run list.
 """
 
 import base64
 import json
+import math
 import zlib
 from typing import Any
 
-from ablate.records import Plan
+from ablate.records import StudyView
 from ablate.tracking_runs import differing_params
 
 TAG = "mlflow.sharedViewState."
 
 
-def tags(plan: Plan, arm_runs: dict[str, str]) -> dict[str, str]:
+def tags(view: StudyView, arm_runs: dict[str, str]) -> dict[str, str]:
     """Tag name to value, one per view.
 
     Args:
         arm_runs: arm name to the id of its summary run.
     """
-    axes = [name for name in differing_params(plan) if name != "steps"][:5] or ["arm"]
+    plan = view.plan
+    axes = [name for name in differing_params(plan) if name != "steps"][:5]
+    order = "metrics.`val/loss`"
+    curve = _line("curve/val_loss", _late_losses(view))
+    by_cost = [_scatter(f"cost/{key}", "val/loss") for key in ("train_flops_per_token", "kv_bytes_per_token")]
+    mean = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "arm"}]}
     states = {
-        "table": _page(_TRIALS, "metrics.`val/loss`", columns=_columns(axes)),
-        "charts": _page(
-            _TRIALS,
-            "metrics.`val/loss`",
-            charts=[
-                _line("curve/val_loss"),
-                _scatter("cost/train_flops_per_token", "val/loss"),
-                _scatter("cost/kv_bytes_per_token", "val/loss"),
-                _parallel(["arm", "lr"], "val/loss"),
-            ],
-        ),
-        "arms": _page(
-            _CONFIRMED,
-            "metrics.`val/loss`",
-            columns=["metrics.`val/loss`", "metrics.`val/bpb`", "params.`arm`"],
-            charts=[_line("curve/val_loss"), _bar("val/loss"), _scatter("cost/params", "val/loss")],
-            groupBy={
-                "aggregateFunction": "average",
-                "groupByKeys": [{"mode": "param", "groupByData": "arm"}],
-            },
-        ),
+        "table": _page(_TRIALS, order, columns=_columns(axes)),
+        "charts": _page(_SOUND, order, charts=[curve, _parallel(["arm", "lr"], "val/loss"), *by_cost]),
+        "arms": _page(_CONFIRMED, order, charts=[curve, *by_cost, _bar("val/loss")], groupBy=mean),
         "difference": _page(
             "tags.`ablate.kind` = 'arm'",
-            "metrics.`val/loss`",
+            order,
             charts=[_difference(arm_runs.get(plan.baseline.name, ""))],
+            per_row=1,
         ),
     }
     return {TAG + key: _pack(state) for key, state in states.items()}
 
 
 _TRIALS = "tags.`ablate.kind` = 'trial'"
+_SOUND = f"{_TRIALS} and tags.`ablate.state` != 'diverged'"
 _CONFIRMED = f"{_TRIALS} and tags.`ablate.phase` = 'confirm' and tags.`ablate.outcome` = 'complete'"
+
+
+def _late_losses(view: StudyView) -> dict[str, float]:
+    """Range of a loss axis that tells the ends of curves apart: losses from a quarter of the allowance on."""
+    late = [
+        point.val_loss
+        for row in view.trials
+        if row.result is not None and row.state == "complete"
+        for point in row.result.curve
+        if point.val_loss is not None and 4 * point.step >= row.spec.steps and math.isfinite(point.val_loss)
+    ]
+    if not late:
+        return {}
+    margin = 0.02 * (max(late) - min(late))
+    return {"yMin": min(late) - margin, "yMax": max(late) + margin}
 
 
 def _page(
@@ -62,6 +67,7 @@ def _page(
     order: str,
     columns: list[str] | None = None,
     charts: list[dict[str, Any]] | None = None,
+    per_row: int = 2,
     **more: Any,
 ) -> dict[str, Any]:
     """State of the run list and its charts: which runs, in which order, what is shown of them."""
@@ -75,6 +81,7 @@ def _page(
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": columns or ["metrics.`val/loss`", "params.`arm`"],
+        "columnOrder": [],
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
@@ -98,6 +105,8 @@ def _page(
                 "isReordered": True,
                 "deleted": False,
                 "isGenerated": False,
+                "columns": per_row,
+                "cardHeight": 380,
             }
         ],
         "viewMaximized": False,
@@ -115,16 +124,14 @@ def _page(
 
 def _columns(axes: list[str]) -> list[str]:
     return [
-        *(f"metrics.`{key}`" for key in ("val/loss", "val/bpb")),
-        *(f"params.`{key}`" for key in ("arm", "lr", "phase", "replicate")),
-        *(f"params.`{key}`" for key in axes),
-        *(f"metrics.`{key}`" for key in ("cost/tokens", "cost/params", "cost/kv_bytes_per_token")),
+        "metrics.`val/loss`",
+        "metrics.`val/bpb`",
+        *(f"params.`{key}`" for key in ("arm", "lr", "phase", "replicate", *axes)),
         "tags.`ablate.outcome`",
-        "attributes.`Duration`",
     ]
 
 
-def _line(metric: str) -> dict[str, Any]:
+def _line(metric: str, limits: dict[str, float]) -> dict[str, Any]:
     return {
         "type": "LINE",
         "runsCountToCompare": 10,
@@ -140,7 +147,7 @@ def _line(metric: str) -> dict[str, Any]:
         "lineSmoothness": 0,
         "useGlobalLineSmoothing": True,
         "useGlobalXaxisKey": True,
-        "range": {},
+        "range": limits,
     }
 
 
@@ -168,7 +175,7 @@ def _difference(baseline_run: str) -> dict[str, Any]:
         "type": "DIFFERENCE",
         "runsCountToCompare": 20,
         "chartName": "Arms against the baseline",
-        "compareGroups": ["Model Metrics", "Parameters"],
+        "compareGroups": ["Model metrics", "Parameters"],
         "showChangeFromBaseline": True,
         "showDifferencesOnly": True,
         "baselineColumnUuid": baseline_run,

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import random
 
-from ablate.variant import Variant
-
 from ablate import schema
+from ablate.home import Home
 from ablate.records import (
     ArmPlan,
     Caveat,
     LrCurve,
+    Phase,
     PhaseAccount,
     Plan,
     Point,
@@ -20,6 +20,7 @@ from ablate.records import (
     TrialSpec,
     Verdict,
 )
+from ablate.variant import Variant
 
 SCHEDULES = {
     "dense": "dense*4",
@@ -171,7 +172,7 @@ def _curve(final: float, steps: int, upto: int, step_mflop: int, lr: float) -> t
 
 def rows(plan: Plan, finished: int | None = None) -> tuple[TrialRow, ...]:
     """Search, then confirm trials; the first `finished` have ended, the next two run, the rest wait."""
-    specs: list[tuple[str, str, int, float]] = []
+    specs: list[tuple[str, Phase, int, float]] = []
     for lr in plan.lr_grid:
         specs += [(arm.name, "search", 0, lr) for arm in plan.arms]
     for replicate in range(len(plan.confirm_seeds)):
@@ -322,3 +323,20 @@ def view(state: str = "done", finished: int | None = None, **options: object) ->
         ),
         workers={f"host-{i + 1}": ("host", 100 + i, r.number, CREATED + 300) for i, r in enumerate(running)},
     )
+
+
+def search(home: Home, view: StudyView) -> None:
+    """The Optuna study that a scheduler would have left for this view."""
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=f"sqlite:///{home.optuna}", study_name=view.name)
+    space = {
+        "arm": CategoricalDistribution([arm.name for arm in view.plan.arms]),
+        "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    }
+    for row in view.trials:
+        if row.spec.phase == "search" and row.result is not None:
+            study.enqueue_trial({"arm": row.spec.arm, "lr": row.spec.lr})
+            study.tell(study.ask(space), row.result.val_loss)

@@ -1,0 +1,145 @@
+// Keeps a study page up to date: asks for what has changed, puts it in place, and draws the charts.
+"use strict";
+
+const root = document.getElementById("study");
+const base = root.dataset.base;
+const connection = document.getElementById("connection");
+let version = root.dataset.version;
+let drawn = "";
+let plotly = null;
+const shown = new Map();
+
+function loadPlotly() {
+  plotly ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = "/assets/plotly.js";
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => reject(new Error("the charting script did not load"));
+    document.head.append(script);
+  });
+  return plotly;
+}
+
+const resized = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    if (target.clientWidth && target.clientWidth !== target.drawnWidth) {
+      target.drawnWidth = target.clientWidth;
+      window.Plotly.Plots.resize(target);
+    }
+  }
+});
+
+// The page's own colours, so that charts follow the light or dark setting.
+function themed(layout) {
+  const style = getComputedStyle(document.documentElement);
+  const ink = style.getPropertyValue("--ink"), line = style.getPropertyValue("--line");
+  const axes = {};
+  for (const key of Object.keys(layout).concat("xaxis", "yaxis")) {
+    if (/^[xy]axis\d*$/.test(key)) {
+      axes[key] = { ...layout[key], gridcolor: line, zerolinecolor: style.getPropertyValue("--quiet"), linecolor: line };
+    }
+  }
+  return {
+    ...layout, ...axes,
+    title: undefined, autosize: true, width: undefined, height: undefined,
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { ...layout.font, color: ink },
+    legend: { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -0.2, yanchor: "top", bgcolor: "rgba(0,0,0,0)", font: { color: ink } },
+    margin: { l: 56, r: 16, t: 16, b: 90 },
+  };
+}
+
+const withMargins = (layout) => {
+  for (const key of Object.keys(layout)) {
+    if (/^yaxis\d*$/.test(key)) layout[key].automargin = true;
+  }
+  return layout;
+};
+
+async function draw(state) {
+  if (state === drawn) return;
+  drawn = state;
+  for (const figure of document.querySelectorAll("[data-figure]")) {
+    const place = figure.querySelector(".plot");
+    try {
+      const answer = await fetch(`${base}/figures/${figure.dataset.figure}.json`);
+      figure.hidden = answer.status === 404;
+      if (answer.status === 404) continue;
+      const spec = await answer.json();
+      if (!answer.ok) throw new Error(spec.error);
+      table(figure.querySelector("[data-table]"), spec.table);
+      const Plotly = await loadPlotly();
+      place.classList.remove("failed");
+      await Plotly.react(place, spec.data, withMargins(themed(spec.layout)), { displayModeBar: false });
+      resized.observe(place);
+    } catch (error) {
+      place.classList.add("failed");
+      place.textContent = `This chart cannot be drawn: ${error.message}`;
+    }
+  }
+}
+
+function table(place, rows) {
+  const made = document.createElement("table");
+  rows.forEach((cells, i) => {
+    const row = (i ? made.tBodies[0] ?? made.createTBody() : made.createTHead()).insertRow();
+    cells.forEach((cell, j) => {
+      const box = document.createElement(i && j ? "td" : "th");
+      if (!i) box.scope = "col"; else if (!j) box.scope = "row";
+      if (i && typeof cell === "number") box.className = "num";
+      box.textContent = cell === null ? "–" : typeof cell === "number" ? Number(cell.toPrecision(6)).toLocaleString("en") : cell;
+      row.append(box);
+    });
+  });
+  place.replaceChildren(made);
+}
+
+function replace(sections) {
+  for (const place of document.querySelectorAll("[data-section]")) {
+    const html = sections[place.dataset.section];
+    if (html === undefined || shown.get(place) === html) continue;
+    const boxes = [...place.querySelectorAll(".scroll")].map((box) => [box.scrollLeft, box.scrollTop]);
+    const focused = [...place.querySelectorAll("[tabindex], a")].indexOf(document.activeElement);
+    place.innerHTML = html; // written by the server's templates, which escape every name
+    shown.set(place, html);
+    place.querySelectorAll(".scroll").forEach((box, i) => {
+      if (boxes[i]) [box.scrollLeft, box.scrollTop] = boxes[i];
+    });
+    if (focused >= 0) place.querySelectorAll("[tabindex], a")[focused]?.focus({ preventScroll: true });
+  }
+}
+
+async function update() {
+  let pause = 1000;
+  try {
+    const answer = await fetch(`${base}/live.json`, { headers: { "If-None-Match": `"${version}"` }, cache: "no-store" });
+    if (answer.status === 200) {
+      const news = await answer.json();
+      version = news.version;
+      document.title = news.title;
+      replace(news.sections);
+      draw(news.figures);
+      if (news.state === "done") pause = 5000;
+    } else if (answer.status !== 304) {
+      throw new Error(`the server answered ${answer.status}`);
+    }
+    connection.hidden = true;
+  } catch (error) {
+    connection.textContent = `Not up to date: ${error.message}. Trying again.`;
+    connection.hidden = false;
+    pause = 3000;
+  }
+  if (document.hidden) {
+    document.addEventListener("visibilitychange", update, { once: true });
+  } else {
+    setTimeout(update, pause);
+  }
+}
+
+draw(root.dataset.figures);
+setTimeout(update, 1000);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  const state = drawn;
+  drawn = "";
+  draw(state);
+});
