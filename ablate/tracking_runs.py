@@ -18,6 +18,9 @@ from ablate.records import ArmPlan, Plan, StudyView, TrialRow
 CURVE_POINTS = 100
 """Points per curve that are mirrored; every evaluation is, training losses are thinned."""
 
+RESTING = ("stopped", "done")
+"""States of a study in which its numbers stand still."""
+
 _STATUS = {
     "queued": "SCHEDULED",
     "running": "RUNNING",
@@ -171,11 +174,12 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
     values: dict[str, float | None] = {}
     tags = {"ablate.kind": "arm", "ablate.study": view.name, "ablate.arm": arm.name, **_source_tags(view)}
     tags["ablate.baseline"] = str(arm.is_baseline).lower()
-    resting = view.state != "running"
+    resting = view.state in RESTING
     verdict = next((v for v in view.verdicts if v.arm == arm.name), None)
     if resting:
         values |= _summary("val/loss", losses) | _summary("val/bpb", bpbs)
         values["val/n"] = len(losses)
+        values["tuned/lr"] = next((curve.best for curve in view.lr_curves if curve.arm == arm.name), None)
     if resting and verdict is not None:
         values |= {
             "delta/mean": verdict.delta,
@@ -192,12 +196,11 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
             "ablate.sentence": verdict.sentence,
             "mlflow.note.content": plain(verdict.sentence),
         }
-        params = {**params, "lr": f"{verdict.lr:.4g}"}
     ended = _last_end(view)
     return RunContent(
         key=f"arm/{arm.name}",
         name=_text(f"arm {arm.name}"),
-        status="RUNNING" if view.state == "running" else "FINISHED",
+        status="FINISHED" if resting else "RUNNING",
         started=_milliseconds(view.created_at),
         ended=ended if resting else None,
         tags=_tags(tags),
@@ -215,7 +218,7 @@ def _study(view: StudyView) -> RunContent:
         "plan/noise_sd": plan.noise_sd,
     }
     ledger: dict[str, float | None] = {}
-    for account in view.accounts if view.state != "running" else ():
+    for account in view.accounts if view.state in RESTING else ():
         for amount in ("cap", "spent", "waste"):
             ledger[f"ledger/{account.phase}_{amount}_mflop"] = getattr(account, amount)
     tags = {
@@ -227,7 +230,7 @@ def _study(view: StudyView) -> RunContent:
         **{f"provenance.{key}": value for key, value in view.provenance.items()},
         **_source_tags(view),
     }
-    resting = view.state != "running"
+    resting = view.state in RESTING
     ended = _last_end(view)
     return RunContent(
         key="study",

@@ -100,14 +100,18 @@ def optuna_storage(home: Home) -> Any:
     return storage
 
 
-def mlflow(home: Home, settings: schema.Tracking, hosts: Iterable[str]) -> ASGIApp:
+def mlflow(home: Home, store: Callable[[], schema.Tracking], hosts: Iterable[str]) -> ASGIApp:
     """MLflow's interface over the mirror, under `/mlflow`.
 
     Its address prefix and store are read from the environment when its server module is imported, so they are
     set here, in a process that serves one home.
+
+    Args:
+        store: asked once, when the interface starts.
     """
 
     def build() -> ASGIApp:
+        settings = store()
         if settings.uri is not None and settings.uri.startswith("http"):
             raise NotThereError(f"This home mirrors to the tracking server at {settings.uri}.")
         if settings.uri is None and not home.mlflow.exists():

@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import jinja2
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -20,6 +22,7 @@ from ablate import tracking, units
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.records import StudyView
+from ablate.tracking_runs import RESTING
 from dashboards import guard, standing, tables
 from dashboards.live import Studies
 
@@ -148,10 +151,15 @@ class Pages:
         return FileResponse(found[0], headers={"Content-Security-Policy": guard.REPORT})
 
     def optuna(self, request: Request) -> Response:
-        """To this study's page of the Optuna dashboard."""
+        """To this study's page of the Optuna dashboard, with notes and charts of ours once the study rests."""
+        from dashboards import optuna_notes
         from dashboards.engines import NotThereError, optuna_storage
 
-        name = self._view(request).name
+        view = self._view(request)
+        name = view.name
+        if view.state in RESTING:
+            with suppress(SQLAlchemyError):  # a locked file must not keep anybody from the dashboard
+                optuna_notes.annotate(self._home, view)
         try:
             storage = optuna_storage(self._home)
             number = storage.get_study_id_from_name(name)

@@ -75,7 +75,7 @@ def app(home: Home, studies: Studies | None = None, host: str = "127.0.0.1") -> 
     handlers = {AblateError: pages.error_page, Exception: pages.error_page}
     own = Starlette(routes=pages.routes(home, studies), exception_handlers=handlers)
     optuna = engines.optuna(home)
-    mlflow = engines.mlflow(home, schema.Tracking(), hosts)
+    mlflow = engines.mlflow(home, lambda: _tracking(studies), hosts)
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")  # start and end of the server have none
@@ -87,6 +87,12 @@ def app(home: Home, studies: Studies | None = None, host: str = "127.0.0.1") -> 
             await own(scope, receive, send)
 
     return guard.Guard(dispatch, hosts)
+
+
+def _tracking(studies: Studies) -> schema.Tracking:
+    """The store that the newest study mirrors to."""
+    names = studies.names()
+    return studies.view(names[0]).plan.run.tracking if names else schema.Tracking()
 
 
 def _of(home: Home) -> Studies:

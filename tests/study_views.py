@@ -4,6 +4,8 @@ import dataclasses
 import math
 import random
 
+import variants
+
 from ablate import schema
 from ablate.home import Home
 from ablate.records import (
@@ -36,43 +38,11 @@ STEPS = 400
 
 def run(arms: dict[str, str], question: str) -> schema.Run:
     """A configuration of the size of `model=micro`, complete enough for a variant."""
-    base = schema.Run()
-    model = dataclasses.replace(
-        base.model,
-        name="micro",
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        head_dim=16,
-        qk_rope_head_dim=8,
-        q_lora_rank=32,
-        o_groups=2,
-        o_lora_rank=16,
-        sliding_window=16,
-        compress_ratios="dense*4",
-        index_n_heads=2,
-        index_head_dim=16,
-        index_topk=8,
-        moe_intermediate_size=64,
-        n_routed_experts=4,
-        n_shared_experts=1,
-        num_hash_layers=1,
+    base = variants.make_run(
+        vocab_size=512, hidden_size=64, num_hidden_layers=4, sliding_window=16, compress_ratios="dense*4"
     )
-    names = {
-        "residual": "mhc",
-        "norm": "rmsnorm",
-        "position": "rope",
-        "sink": "learned",
-        "output_projection": "grouped",
-        "compressor": "gated",
-        "indexer": "lightning",
-        "ffn": "moe",
-        "router": "learned",
-    }
     return dataclasses.replace(
         base,
-        model=model,
         sweep=dataclasses.replace(
             base.sweep,
             name="compress_ratios",
@@ -82,7 +52,6 @@ def run(arms: dict[str, str], question: str) -> schema.Run:
         ),
         trainer=dataclasses.replace(base.trainer, device="cpu", seq_len=256, batch_size=2),
         data=dataclasses.replace(base.data, name="stdlib"),
-        **{slot: schema.Slot(name=name) for slot, name in names.items()},
     )
 
 
@@ -174,9 +143,9 @@ def rows(plan: Plan, finished: int | None = None) -> tuple[TrialRow, ...]:
     """Search, then confirm trials; the first `finished` have ended, the next two run, the rest wait."""
     specs: list[tuple[str, Phase, int, float]] = []
     for lr in plan.lr_grid:
-        specs += [(arm.name, "search", 0, lr) for arm in plan.arms]
+        specs.extend((arm.name, "search", 0, lr) for arm in plan.arms)
     for replicate in range(len(plan.confirm_seeds)):
-        specs += [(arm.name, "confirm", replicate, 3e-3) for arm in plan.arms]
+        specs.extend((arm.name, "confirm", replicate, 3e-3) for arm in plan.arms)
     finished = len(specs) if finished is None else finished
     made = []
     for number, (arm, phase, replicate, lr) in enumerate(specs):
