@@ -53,8 +53,8 @@ def _go(name: str, home: Home, work: Callable[[Observer], StudyView]) -> int:
             view = work(observe)
     except KeyboardInterrupt:
         interrupted, view = True, study.view(name, home)
-    mirror.close(view)
     links = {kind: str(path) for kind, path in report.write(view, home.report(view.name)).items()}
+    mirror.close(view)  # after the report, which it holds a copy of
     console.final(view, {**links, **mirror.links(view)})
     if interrupted or view.state != "done":
         _say(f"Stopped; nothing is lost. Go on with: ablate resume {view.name}")
@@ -105,19 +105,23 @@ class _Mirror:
             return {}
         from ablate import tracking
 
-        return tracking.links(self._home, self._tracking, view)
+        try:
+            return tracking.links(self._home, self._tracking, view)
+        except tracking.TrackingError:
+            return {}
 
     def _loop(self) -> None:
-        from ablate.tracking import Exporter
+        from ablate.tracking import Exporter, TrackingError
 
-        try:
-            exporter = Exporter(self._home, self._tracking)
-            while True:
-                last = self._stop.wait(self._tracking.seconds)
-                view, self.latest = self.latest, None
-                if view is not None:
+        exporter = Exporter(self._home, self._tracking)
+        while True:
+            last = self._stop.wait(self._tracking.seconds)
+            view, self.latest = self.latest, None
+            if view is not None:
+                try:
                     exporter.sync(view)
-                if last:
-                    return
-        except Exception as error:  # whatever a tracking server can come up with
-            self._error = f"{type(error).__name__}: {error}"
+                    self._error = ""
+                except TrackingError as error:  # the next export makes up for this one
+                    self._error = str(error)
+            if last:
+                return

@@ -151,7 +151,7 @@ class Pages:
         return FileResponse(found[0], headers={"Content-Security-Policy": guard.REPORT})
 
     def optuna(self, request: Request) -> Response:
-        """To this study's page of the Optuna dashboard, with notes and charts of ours once the study rests."""
+        """To this study's page of the Optuna dashboard, with our notes and charts once the study rests."""
         from dashboards import optuna_notes
         from dashboards.engines import NotThereError, optuna_storage
 
