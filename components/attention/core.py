@@ -36,6 +36,10 @@ def attend(
     return (weights.flatten(1, 2) @ values).view(count, length, heads, -1)
 
 
+SHORTEST = 16
+"""Queries per block below which more, smaller products take longer than the pairs that they save."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """How queries of a sequence are grouped so that a block reads only the keys that its windows reach.
@@ -67,9 +71,10 @@ class Blocks:
 
     @classmethod
     def best(cls, seq_len: int, window: int) -> "Blocks":
-        """The fewest pairs: one block, or blocks as long as the window."""
-        banded = cls(-(-seq_len // window), window, 1)
-        return min(cls.whole(seq_len), banded, key=lambda blocks: blocks.pairs)
+        """The fewest pairs among one block and blocks as long as the window or half of it."""
+        sizes = (max(window, SHORTEST), max(-(-window // 2), SHORTEST))
+        banded = (cls(-(-seq_len // size), size, -(-window // size)) for size in sizes)
+        return min(cls.whole(seq_len), *banded, key=lambda blocks: blocks.pairs)
 
 
 def joint_attention(

@@ -16,9 +16,9 @@ from components.spec import Cost, NoOptions, Site
 class DenseAttention(Attention):
     """`softmax([q k^T / sqrt(c), sink]) v` over all tokens up to the query's own.
 
-    `num_key_value_heads` decides the kind: as many as `num_attention_heads` is multi-head, 1 is multi-query, between
-    is grouped-query, where consecutive query heads share keys and values. Positions are encoded in queries and keys,
-    not in values, so outputs are not turned back.
+    `num_key_value_heads` decides the kind: as many as `num_attention_heads` is multi-head, 1 is multi-query,
+    between is grouped-query, where consecutive query heads share keys and values. Positions are encoded in
+    queries and keys, not in values, so outputs are not turned back.
 
     Attributes:
         q: [h*c, d].

@@ -13,7 +13,7 @@ from components.spec import Cost, NoOptions, Site
 
 @register("hca", source="DeepSeek-V4 report §2.3.2; inference/model.py, compress_ratio 128")
 class HeavilyCompressedAttention(Trunk):
-    """A window and, beyond it, the compressed entries of all blocks that are complete with the query's token."""
+    """A window and, beyond it, the compressed entries of all blocks that end with the query or before."""
 
     uses = (*Trunk.uses, "compressor")
 

@@ -13,7 +13,7 @@ def window_pairs(seq_len: int, window: int) -> int:
 
 
 def entry_pairs(seq_len: int, ratio: int, topk: int | None = None) -> int:
-    """Each query sees the entries of all blocks of `ratio` tokens that are complete with it, at most `topk`."""
+    """Each query sees the entries of all blocks of `ratio` tokens that have ended, at most `topk`."""
     limit = seq_len // ratio if topk is None else min(topk, seq_len // ratio)
     # Entry number e of the limit (from 1) is there for every query from position e * ratio - 1 on.
     return limit * (seq_len + 1) - ratio * limit * (limit + 1) // 2

@@ -11,7 +11,7 @@ from components.attention.core import Blocks, joint_attention
 from components.attention.pairs import window_pairs
 from components.functional import rms_norm
 from components.slots import Attention, Aux, OutputProjection, Position, Sink
-from components.spec import Cost, NoOptions, Site
+from components.spec import Cost, Site
 
 Compressed = tuple[Float[Tensor, "b t c"], Bool[Tensor, "#b s t"]]
 """Compressed entries, and which of them each query may attend to."""
@@ -23,7 +23,7 @@ class Trunk(Attention):
         latent = rms(x q_a^T; q_a_norm)                         [b, s, q_lora_rank]
         q  = rotate(rms(latent q_b^T, per head, no weight))     [b, s, h, c]
         kv = rotate(rms(x kv^T; kv_norm))                       [b, s, c], keys and values at once
-        o  = softmax([q k^T / sqrt(c), sink]) k                 k: the last `sliding_window` kv and compressed entries
+        o  = softmax([q k^T / sqrt(c), sink]) k                 k: the last `sliding_window` kv, and entries
         y  = output_projection(unrotate(o))
 
     Subclasses add compressed entries in `compress`; window, entries and sink share one softmax.
@@ -36,7 +36,6 @@ class Trunk(Attention):
         kv_norm: [c].
     """
 
-    Config: type = NoOptions
     uses = ("position", "sink", "output_projection")
 
     def __init__(
@@ -87,7 +86,8 @@ def check_ratio(site: Site, seq_len: int) -> None:
     """Raise `ValueError` where no block of `layer.ratio` tokens can ever be complete."""
     if not 1 <= site.layer.ratio <= seq_len:
         raise ValueError(
-            f"ratio={site.layer.ratio} must be from 1 to {seq_len}: seq_len={seq_len} holds no complete block otherwise"
+            f"ratio={site.layer.ratio} leaves no complete block in seq_len={seq_len} tokens. "
+            f"Allowed: 1 to {seq_len}"
         )
 
 
@@ -97,12 +97,13 @@ def ratio_warnings(site: Site, seq_len: int) -> list[str]:
     found = []
     if window < ratio - 1:
         found.append(
-            f"sliding_window={window} is shorter than the ratio {ratio}: up to {ratio - 1 - window} tokens of a "
-            "block that is not complete are out of the window and cannot be seen"
+            f"sliding_window={window} is shorter than ratio {ratio}: up to {ratio - 1 - window} tokens of an "
+            "unfinished block are already out of the window, and a query cannot see them"
         )
     if ratio * 4 > seq_len:
         found.append(
-            f"ratio {ratio} is more than a quarter of {seq_len} tokens: at most {seq_len // ratio} compressed entries"
+            f"ratio {ratio} is more than a quarter of {seq_len} tokens: a sequence has only "
+            f"{seq_len // ratio} compressed entries"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What compressors share: the slots that one entry is pooled from."""
+"""What compressors share: blocks of tokens, and the slots that one entry is pooled from."""
 
 import torch
 from jaxtyping import Float
@@ -13,16 +13,18 @@ def streams(site: Site) -> int:
     return 2 if site.layer.overlap else 1
 
 
-def complete(x: Float[Tensor, "b s d"], ratio: int) -> Float[Tensor, "b t*m d"]:
-    """`x` without the tokens after the last complete block of `ratio`."""
-    return x[:, : x.shape[1] // ratio * ratio]
+def complete(x: Float[Tensor, "b s d"], ratio: int) -> Float[Tensor, "b t m d"]:
+    """Complete blocks of m = `ratio` tokens; the tokens after the last one are left out."""
+    count = x.shape[1] // ratio
+    return x[:, : count * ratio].unflatten(1, (count, ratio))
 
 
 def slots(blocks: Float[Tensor, "b t m oc"], overlap: bool, missing: float) -> Float[Tensor, "b t om c"]:
-    """The values that each entry is pooled from: its own block's, with overlap after the previous block's.
+    """What each entry is pooled from: its own block's values, with overlap after the previous block's.
 
-    With overlap, the first half of the channels is what a token gives to the next block's entry and the second half
-    what it gives to its own block's. The first entry has no previous block; `missing` stands there.
+    With overlap, the first half of the channels is what a token gives to the next block's entry and the
+    second half what it gives to its own block's. The first entry has no previous block; `missing` stands
+    there.
     """
     if not overlap:
         return blocks

@@ -17,13 +17,14 @@ from components.spec import Cost, NoOptions, Site
 class Gated(Compressor):
     """Each channel of an entry is a softmax-weighted mean over the tokens of its block.
 
-    With m = `layer.ratio`: `C = x kv^T`, `Z = x gate^T + ape[t mod m]`; entry i pools `C` with `softmax(Z)`, for every
-    channel by itself, over the m tokens of block i. With `layer.overlap` there are two sets of `C` and `Z` and entry i
-    pools 2m values at once: block i's own and what block i-1 gives to the next. Then RMS norm with a weight, and
-    rotation at position i*m. Tokens after the last complete block have no entry. o = 2 with overlap, else 1.
+    With m = `layer.ratio`: values `C = x kv^T` and gates `Z = x gate^T + ape[t mod m]`. Entry i pools `C` with
+    `softmax(Z)`, for every channel by itself, over the m tokens of block i. With `layer.overlap` there are two sets
+    of `C` and `Z`, and entry i pools 2m values at once: block i's own, and what block i-1 gives to the next. Then
+    RMS norm with a weight, and rotation at position i*m. Tokens after the last complete block have no entry. Gates
+    and pooling are in at least 32 bits.
 
     Attributes:
-        kv: [o*c, d].
+        kv: [o*c, d], o = 2 with overlap, else 1.
         gate: [o*c, d].
         ape: [m, o*c], zeros at first.
         norm: [c].
@@ -42,9 +43,9 @@ class Gated(Compressor):
         self.norm = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
-        x = complete(x, self.ratio)
-        values = F.linear(x, self.kv).unflatten(1, (-1, self.ratio))
-        gates = at_least_float32(F.linear(x, self.gate)).unflatten(1, (-1, self.ratio)) + self.ape
+        blocks = complete(x, self.ratio)
+        values = F.linear(blocks, self.kv)
+        gates = at_least_float32(F.linear(blocks, self.gate)) + self.ape
         weights = slots(gates, self.overlap, missing=-torch.inf).softmax(dim=2)
         pooled = (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2).to(x.dtype)
         entries = rms_norm(pooled, self.norm, self.eps)

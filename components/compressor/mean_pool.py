@@ -12,9 +12,7 @@ from components.slots import Compressor, Position
 from components.spec import Cost, NoOptions, Site
 
 
-@register(
-    "mean_pool", source="ablation of DeepSeek-V4's gated pooling; Compressive Transformer, arXiv 1911.05507"
-)
+@register("mean_pool", source="Compressive Transformer, arXiv 1911.05507; ablation of DeepSeek-V4's gates")
 class MeanPool(Compressor):
     """Each entry is the mean of its block's projections: `gated` with all gates equal.
 
@@ -36,9 +34,10 @@ class MeanPool(Compressor):
         self.norm = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
-        x = complete(x, self.ratio)
-        values = slots(F.linear(x, self.kv).unflatten(1, (-1, self.ratio)), self.overlap, missing=torch.nan)
-        entries = rms_norm(values.nanmean(dim=2), self.norm, self.eps)
+        values = slots(F.linear(complete(x, self.ratio), self.kv), self.overlap, missing=0.0)
+        count = torch.full((values.shape[1], 1), values.shape[2], device=x.device)
+        count[:1] = self.ratio
+        entries = rms_norm(values.sum(dim=2) / count, self.norm, self.eps)
         return position.rotate(entries, entry_positions(entries.shape[1], self.ratio, x.device))
 
     @staticmethod

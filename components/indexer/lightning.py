@@ -18,10 +18,10 @@ from components.spec import Cost, NoOptions, Site
 class Lightning(Indexer):
     """Top-k of `sum_h w_h ReLU(q_h . k)` over entries of its own small compressor.
 
-    `q = rotate(latent q_b^T)` in H = `index_n_heads` heads of c = `index_head_dim`, `w = x weights^T / sqrt(c H)` of
-    either sign, keys `k` by a gated compressor of width c over the same blocks. The choice is hard: no gradient of the
-    language-model loss reaches any of these tensors. Of equal scores the earliest entry goes first. Where there are
-    not more entries than `layer.topk`, all visible ones are chosen and no score is computed.
+    `q = rotate(latent q_b^T)` in H = `index_n_heads` heads of c = `index_head_dim`; `w = x weights^T / sqrt(c H)`
+    of either sign; keys `k` by a gated compressor of width c over the same blocks. The choice is hard: no gradient
+    of the language-model loss reaches any of these tensors. Of equal scores the earliest entry goes first. Where
+    there are not more entries than `layer.topk`, all visible ones are chosen and no score is computed.
 
     Attributes:
         q_b: [H*c, q_lora_rank].
@@ -68,7 +68,7 @@ class Lightning(Indexer):
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:
-        """`2 (4 d c + q H c + d H)` per token with overlap, and `2 H c` per token and visible entry; all of it frozen."""
+        """`2 (4 d c + q H c + d H)` per token with overlap, `2 H c` per visible pair; all of it frozen."""
         dims, layer = site.dims, site.layer
         compressor = Gated.cost(config, site, seq_len, dims.index_head_dim)
         width, entries = dims.index_n_heads * dims.index_head_dim, seq_len // layer.ratio
@@ -103,8 +103,8 @@ class Lightning(Indexer):
         if site.layer.topk < entries:
             return []
         return [
-            f"index_topk={site.layer.topk} selects nothing: sequences of {seq_len} tokens have only {entries} "
-            f"compressed entries at ratio {site.layer.ratio}, and queries attend to all of them"
+            f"index_topk={site.layer.topk} has no effect: {seq_len} tokens have only {entries} compressed "
+            f"entries at ratio {site.layer.ratio}, and queries attend to all that they may see"
         ]
 
 

@@ -19,7 +19,5 @@ class RopeNoInverse(Rotary):
     @staticmethod
     def warnings(config: Rotary.Config, site: Site, seq_len: int) -> list[str]:
         if site.layer.attention == "dense":
-            return [
-                "dense attention does not rotate values, so there is no inverse to leave out: the same as rope"
-            ]
+            return ["dense attention rotates no values, so nothing is turned back anyway: the same as rope"]
         return Rotary.warnings(config, site, seq_len)

@@ -12,11 +12,11 @@ from components.spec import Cost, Site, searchable
 
 
 class Rotary(Position):
-    """Rotates the last `dims.qk_rope_head_dim` channels, in interleaved pairs, by angles that grow with position.
+    """Rotates the last `dims.qk_rope_head_dim` channels, in interleaved pairs, by an angle per position.
 
-    Pair i at position p turns by `p * w_i`, `w_i = base^(-2i / qk_rope_head_dim)`. Everything in one layer turns at
-    the same rates: layers that compress (`ratio` != 0) have a base of their own and YaRN, all others neither.
-    Cosine and sine are not scaled. Rates and angles are in float32, or float64 for inputs of that precision.
+    Pair i at position p turns by `p * w_i` with `w_i = base^(-2i / qk_rope_head_dim)`. Everything in one layer
+    turns at the same rates: layers that compress (`ratio` != 0) have a base of their own and YaRN, all others
+    neither. Cosine and sine are not scaled. Rates and angles are in float32, or float64 for such inputs.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +90,10 @@ class Rotary(Position):
         rope, head = site.dims.qk_rope_head_dim, site.dims.head_dim
         if rope % 2 or rope > head:
             raise ValueError(
-                f"qk_rope_head_dim={rope} must be even and at most head_dim={head}, because channels rotate in pairs"
+                f"qk_rope_head_dim={rope} must be even and at most head_dim={head}: channels rotate in pairs"
             )
         if head % 2:
-            raise ValueError(f"head_dim={head} must be even, because channels rotate in pairs")
+            raise ValueError(f"head_dim={head} must be even: channels rotate in pairs")
 
     @staticmethod
     def warnings(config: Config, site: Site, seq_len: int) -> list[str]:
