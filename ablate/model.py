@@ -110,7 +110,7 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Make a freshly built model a function of `seed`.
 
     Every matrix that construction filled with random numbers is drawn anew from N(0, initializer_range),
-    by a generator of its own seeded with `seed` and the tensor's name. Variants therefore start from the
+    by a generator of its own, seeded by `seed` and the tensor's name. Variants therefore start from the
     same values in all tensors that they have in common by name and shape. Vectors and constant matrices
     stay as constructed.
     """
@@ -118,7 +118,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or bool((parameter == parameter.flatten()[0]).all()):
             continue
-        generator = torch.Generator("cpu").manual_seed((seed << 32) + zlib.crc32(name.encode()))
+        # PyTorch's generator takes 32 bits of a seed, so both have to go into them.
+        generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         values = torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
         with torch.no_grad():
             parameter.copy_(values)

@@ -65,18 +65,12 @@ class CostTable:
 
 @dataclass(frozen=True)
 class Part:
-    """One component at one place: what to build or price there.
-
-    Attributes:
-        sizes: constructor arguments that depend on the place (a compressor's `width`, a norm's `size`).
-        parts: what the component uses, by slot.
-    """
+    """One component at one place, with the components that it uses: what to build or price there."""
 
     slot: str
     name: str
     config: Any
     site: Site
-    sizes: tuple[tuple[str, int], ...] = ()
     parts: tuple["Part", ...] = ()
 
     @property
@@ -87,7 +81,7 @@ class Part:
         """The component with everything it uses."""
         used = {part.slot: part.build() for part in self.parts}
         build: Callable[..., Component] = self.cls
-        return build(self.config, self.site, **used, **dict(self.sizes))
+        return build(self.config, self.site, **used, **_sizes(self.slot, self.site.dims))
 
     def walk(self) -> Iterator["Part"]:
         """This part and all below it."""
@@ -181,19 +175,11 @@ class Variant:
 
     def part(self, slot: str, layer: Layer) -> Part:
         """The component of `slot` at a layer, with everything it uses."""
-        return self._part(slot, Site(dims=self.dims, layer=layer), user="")
-
-    def _part(self, slot: str, site: Site, user: str) -> Part:
-        by_layer = {"attention": site.layer.attention, "router": site.layer.router}
+        by_layer = {"attention": layer.attention, "router": layer.router}
         name, config = self.config(slot, by_layer.get(slot))
-        sizes: tuple[tuple[str, int], ...] = ()
-        if slot == "compressor":
-            sizes = (("width", self.dims.index_head_dim if user == "indexer" else self.dims.head_dim),)
-        elif slot == "norm":
-            sizes = (("size", self.dims.hidden_size),)
         uses = registry.get(slot, name).cls.uses
-        parts = (self._part(used, site, user=slot) for used in uses)
-        return Part(slot, name, config, site, sizes, tuple(parts))
+        parts = tuple(self.part(used, layer) for used in uses)
+        return Part(slot, name, config, Site(dims=self.dims, layer=layer), parts)
 
     def check(self, seq_len: int) -> None:
         """Raise where a component cannot work at its place with sequences of `seq_len` tokens.
@@ -251,9 +237,8 @@ class Variant:
     def _layer_costs(self, layer: Layer, seq_len: int) -> Iterator[CostRow]:
         for part in self._parts(layer):
             sites = 2 if part.slot in ("residual", "norm") else 1
-            price: Callable[..., Cost] = part.cls.cost
-            sizes = dict(part.sizes) if part.slot == "compressor" else {}
-            yield f"{part.slot}/{part.name}", sites, price(part.config, part.site, seq_len, **sizes) * sites
+            cost = part.cls.cost(part.config, part.site, seq_len)
+            yield f"{part.slot}/{part.name}", sites, cost * sites
 
     def _final_norm(self, seq_len: int) -> CostRow:
         part = self.part("norm", self.layers[-1])
@@ -344,6 +329,15 @@ def _defaults(topk: int) -> dict[str, dict[str, Any]]:
 def _common_topk(layers: tuple[Layer, ...]) -> int:
     counts = Counter(layer.topk for layer in layers if layer.topk)
     return counts.most_common(1)[0][0] if counts else 0
+
+
+def _sizes(slot: str, dims: Dims) -> dict[str, int]:
+    """Further constructor arguments of slots whose width varies by place (`components/slots.py`)."""
+    if slot == "norm":
+        return {"size": dims.hidden_size}
+    if slot == "compressor":
+        return {"width": dims.head_dim}
+    return {}
 
 
 def _residual(name: str) -> type[Residual]:

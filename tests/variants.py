@@ -32,7 +32,7 @@ SLOTS = {
     "residual": "mhc",
     "norm": "rmsnorm",
     "position": "rope",
-    "sink": "learned",
+    "sink": "per_head",
     "output_projection": "grouped",
     "compressor": "gated",
     "indexer": "lightning",

@@ -121,6 +121,12 @@ class ManifoldHyperConnections(_Mapping, Residual):
         per_token = 2 * outputs * n * d + 2 * n * d + 2 * n * (n + 1) * d
         return _cost(params, per_token, seq_len)
 
+    @staticmethod
+    def warnings(config: MHCConfig, site: Site, seq_len: int) -> list[str]:
+        if config.hc_mult == 1:
+            return ["hc_mult=1: there is one stream and nothing to mix; only reading and writing are gated"]
+        return []
+
     def read(self, state: Float[Tensor, "b s n d"]) -> tuple[Float[Tensor, "b s d"], Any]:
         n, eps = self.config.hc_mult, self.config.hc_eps
         z, base = self.logits(state), self.base.unsqueeze(1)

@@ -1,5 +1,6 @@
 """Routing by a fixed table from token to experts."""
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ def make_table(
 ) -> Int[Tensor, "v k"]:
     """Experts of every token id in one layer; each row has k distinct entries."""
     tokens, k = shape
-    generator = torch.Generator("cpu").manual_seed((config.table_seed << 16) + layer)
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{config.table_seed}/{layer}".encode()))
     if config.kind == "round_robin":
         turn = torch.randperm(tokens, generator=generator, device="cpu")
         return (turn.unsqueeze(1) * k + torch.arange(k, device="cpu")) % experts
