@@ -328,3 +328,33 @@ def test_a_browser_draws_the_page_without_a_complaint(
 
 def test_json_has_no_infinity():
     assert json.dumps(pages.jsonable({"a": [float("inf"), float("nan"), 1.5]})) == '{"a": [null, null, 1.5]}'
+
+
+def test_studies_at_their_very_beginning_and_in_trouble(home: Home):
+    fresh = dataclasses.replace(
+        study_views.view("planned", 0, name="fresh-1"), trials=(), lr_curves=(), workers={}, events=()
+    )
+    whole = study_views.view("stopped", 20, name="trouble-1")
+    rows = list(whole.trials)
+    empty = dataclasses.replace(
+        rows[0].result, outcome="failed", val_loss=None, val_bpb=None, curve=(), reason="<b>"
+    )  # type: ignore[type-var]
+    rows[0] = dataclasses.replace(rows[0], state="failed", result=empty, ended_at=None)
+    rows[1] = dataclasses.replace(rows[1], state="failed", result=None, progress=None)
+    rows[2] = dataclasses.replace(
+        rows[2], state="cancelled", started_at=None, reused_from="other-1", worker=None
+    )
+    trouble = dataclasses.replace(whole, trials=tuple(rows))
+    views = {view.name: view for view in (fresh, trouble)}
+    client = TestClient(
+        portal.app(home, Studies(lambda: list(views), views.__getitem__)), base_url="http://localhost:8720"
+    )
+    for name in views:
+        assert client.get(f"/studies/{name}").status_code == 200
+        assert client.get(f"/studies/{name}/live.json").status_code == 200
+    page = client.get("/studies/trouble-1").text
+    assert "ablate resume trouble-1" in page
+    assert "taken from other-1" in page
+    assert "&lt;b&gt;" in page
+    assert Exporter(home, schema.Tracking(name="mlflow")).sync(fresh) > 0
+    assert Exporter(home, schema.Tracking(name="mlflow")).sync(trouble) > 0
