@@ -208,7 +208,7 @@ class Variant:
                     members = layers_of.setdefault(f"{part.slot}/{part.name}: {text}", [])
                     if layer.index not in members:
                         members.append(layer.index)
-        return [f"{text} (layers {_ranges(members)})" for text, members in layers_of.items()]
+        return [f"{text} ({_listed(members)})" for text, members in layers_of.items()]
 
     def costs(self, seq_len: int) -> CostTable:
         """Exact cost of one sequence, by component."""
@@ -225,7 +225,9 @@ class Variant:
             for label, count, cost in self._layer_costs(layer, seq_len):
                 before = found.get(label, (0, Cost()))
                 found[label] = (before[0] + count, before[1] + cost)
-        rows = [("embedding", 1, table), *((label, count, cost) for label, (count, cost) in found.items())]
+        order = ("residual", "norm", "attention", *SLOT_GROUPS[2:])
+        labels = sorted(found, key=lambda label: (order.index(label.split("/")[0]), label))
+        rows = [("embedding", 1, table), *((label, *found[label]) for label in labels)]
         rows += [("collapse", 1, self._collapse_cost(seq_len)), self._final_norm(seq_len), ("head", 1, head)]
         return CostTable(tuple(rows))
 
@@ -357,10 +359,12 @@ def _flat(variant: Variant) -> dict[str, Any]:
     return values
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Ascending integers as text, such as `0, 2-5`."""
-    parts = []
-    for _, group in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
-    return ", ".join(parts)
+def _listed(indices: list[int]) -> str:
+    """Ascending layer indices as text, such as `layers 0, 2-5`."""
+    runs = []
+    for _, group in itertools.groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
+        run = [index for _, index in group]
+        runs.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    if len(runs) > 5:
+        return f"{len(indices)} layers from {indices[0]} to {indices[-1]}"
+    return f"{'layers' if len(indices) > 1 else 'layer'} {', '.join(runs)}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 from ablate.errors import BadInputError
@@ -95,9 +95,8 @@ def to_transformers(model: LanguageModel) -> DeepseekV4ForCausalLM:
     Raises:
         BadInputError: a component or an option that it cannot express, by name.
     """
-    hf_model = DeepseekV4ForCausalLM(_config(model.variant)).to(
-        dtype=model.head.dtype, device=model.head.device
-    )
+    hf_model = DeepseekV4ForCausalLM(_config(model.variant))
+    nn.Module.to(hf_model, dtype=model.head.dtype, device=model.head.device)
     source, target = model.state_dict(), hf_model.state_dict()
     with torch.no_grad():
         for ours, theirs in _names(model.variant):
