@@ -29,7 +29,7 @@ def slots(blocks: Float[Tensor, "b t m oc"], overlap: bool, missing: float) -> F
     if not overlap:
         return blocks
     following, own = blocks.chunk(2, dim=-1)
-    previous = F.pad(following[:, :-1], (0, 0, 0, 0, 1, 0), value=missing)
+    previous = F.pad(following, (0, 0, 0, 0, 1, 0), value=missing)[:, :-1]
     return torch.cat((previous, own), dim=2)
 
 
