@@ -17,11 +17,11 @@ from components.spec import Cost, NoOptions, Site
 class Gated(Compressor):
     """Each channel of an entry is a softmax-weighted mean over the tokens of its block.
 
-    With m = `layer.ratio`: values `C = x kv^T` and gates `Z = x gate^T + ape[t mod m]`. Entry i pools `C` with
-    `softmax(Z)`, for every channel by itself, over the m tokens of block i. With `layer.overlap` there are two sets
-    of `C` and `Z`, and entry i pools 2m values at once: block i's own, and what block i-1 gives to the next. Then
-    RMS norm with a weight, and rotation at position i*m. Tokens after the last complete block have no entry. Gates
-    and pooling are in at least 32 bits.
+    With m = `layer.ratio`: values `C = x kv^T` and gates `Z = x gate^T + ape[t mod m]`. Entry i pools `C`
+    with `softmax(Z)`, for every channel by itself, over the m tokens of block i. With `layer.overlap` there
+    are two sets of `C` and `Z`, and entry i pools 2m values at once: block i's own, and what block i-1 gives
+    to the next. Then RMS norm with a weight, and rotation at position i*m. Tokens after the last complete
+    block have no entry. Gates and pooling are in at least 32 bits.
 
     Attributes:
         kv: [o*c, d], o = 2 with overlap, else 1.

@@ -18,10 +18,11 @@ from components.spec import Cost, NoOptions, Site
 class Lightning(Indexer):
     """Top-k of `sum_h w_h ReLU(q_h . k)` over entries of its own small compressor.
 
-    `q = rotate(latent q_b^T)` in H = `index_n_heads` heads of c = `index_head_dim`; `w = x weights^T / sqrt(c H)`
-    of either sign; keys `k` by a gated compressor of width c over the same blocks. The choice is hard: no gradient
-    of the language-model loss reaches any of these tensors. Of equal scores the earliest entry goes first. Where
-    there are not more entries than `layer.topk`, all visible ones are chosen and no score is computed.
+    `q = rotate(latent q_b^T)` in H = `index_n_heads` heads of c = `index_head_dim`;
+    `w = x weights^T / sqrt(c H)` of either sign; keys `k` by a gated compressor of width c over the same
+    blocks. The choice is hard: no gradient of the language-model loss reaches any of these tensors. Of equal
+    scores the earliest entry goes first. Where there are not more entries than `layer.topk`, all visible ones
+    are chosen and no score is computed.
 
     Attributes:
         q_b: [H*c, q_lora_rank].

@@ -12,7 +12,7 @@ from components.spec import Cost, NoOptions, Site
 
 @register("grouped", source="DeepSeek-V4 report §2.3; inference/model.py")
 class Grouped(OutputProjection):
-    """Two steps: each group of consecutive heads to `o_lora_rank` channels, then all groups to the hidden size.
+    """Two steps: each group of consecutive heads to `o_lora_rank` channels, then all groups together.
 
     `y_G = heads_G a_G^T`, `out = concat_G(y_G) b^T`, with g = `o_groups` groups and r = `o_lora_rank`.
 

@@ -14,9 +14,10 @@ from components.spec import Cost, Site, searchable
 class Rotary(Position):
     """Rotates the last `dims.qk_rope_head_dim` channels, in interleaved pairs, by an angle per position.
 
-    Pair i at position p turns by `p * w_i` with `w_i = base^(-2i / qk_rope_head_dim)`. Everything in one layer
-    turns at the same rates: layers that compress (`ratio` != 0) have a base of their own and YaRN, all others
-    neither. Cosine and sine are not scaled. Rates and angles are in float32, or float64 for such inputs.
+    Pair i at position p turns by `p * w_i` with `w_i = base^(-2i / qk_rope_head_dim)`. Everything in one
+    layer turns at the same rates: layers that compress (`ratio` != 0) have a base of their own and YaRN, all
+    others neither. Cosine and sine are not scaled. Rates and angles are in float32, or float64 for such
+    inputs.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +69,7 @@ class Rotary(Position):
         rates = self._rates_for(x.shape[-1], wide)
         angles = (direction * positions).to(rates.dtype).unsqueeze(1) * rates
         turns = torch.polar(torch.ones_like(angles), angles)
-        turns = turns.view(len(positions), *(1,) * (x.ndim - 3), -1)
+        turns = turns.view(len(positions), *(1,) * (x.ndim - 3), turns.shape[-1])
         pairs = torch.view_as_complex(wide.contiguous().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
