@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from components.precision import at_least_float32
 from components.registry import register
-from components.residual.streams import read_streams, write_streams
+from components.residual.streams import read_streams, stream_cost, write_streams
 from components.slots import Collapse, Residual
 from components.spec import Cost, Site, searchable
 
@@ -77,14 +77,8 @@ class HyperConnections(Residual):
     def cost(config: Config, site: Site, seq_len: int) -> Cost:
         n, d = config.hc_mult, site.dims.hidden_size
         params = (2 + n) * d + 2 * n + n * n + 3
-        per_token = 2 * n * d * (n + 2) + 2 * n * d + 2 * n * (n + 1) * d
-        return Cost(
-            params=params,
-            active_params=params,
-            flops=seq_len * per_token,
-            kernel_flops=seq_len * per_token,
-            decode_flops=per_token,
-        )
+        mapping = 2 * n * d * (n + 2) + 2 * n * (n + 1) * d
+        return stream_cost(params, mapping=mapping, reading=2 * n * d, seq_len=seq_len)
 
     def read(self, state: Float[Tensor, "b s n d"]) -> tuple[Float[Tensor, "b s d"], Any]:
         streams = at_least_float32(state).flatten(0, 1)

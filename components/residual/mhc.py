@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from components.precision import at_least_float32
 from components.registry import register
 from components.residual.sinkhorn import sinkhorn
-from components.residual.streams import read_streams, write_streams
+from components.residual.streams import read_streams, stream_cost, write_streams
 from components.slots import Collapse, Residual
 from components.spec import Cost, Site, searchable
 
@@ -110,16 +110,15 @@ class ManifoldHyperConnections(_Mapping, Residual):
     @staticmethod
     def collapse_cost(config: MHCConfig, site: Site, seq_len: int) -> Cost:
         n, d = config.hc_mult, site.dims.hidden_size
-        params, per_token = n * n * d + n + 1, 2 * n * n * d + 2 * n * d
-        return _cost(params, per_token, seq_len)
+        return stream_cost(n * n * d + n + 1, mapping=2 * n * n * d, reading=2 * n * d, seq_len=seq_len)
 
     @staticmethod
     def cost(config: MHCConfig, site: Site, seq_len: int) -> Cost:
         n, d = config.hc_mult, site.dims.hidden_size
         outputs = (2 + n) * n
         params = outputs * n * d + outputs + 3
-        per_token = 2 * outputs * n * d + 2 * n * d + 2 * n * (n + 1) * d
-        return _cost(params, per_token, seq_len)
+        mapping = 2 * outputs * n * d + 2 * n * (n + 1) * d
+        return stream_cost(params, mapping=mapping, reading=2 * n * d, seq_len=seq_len)
 
     @staticmethod
     def warnings(config: MHCConfig, site: Site, seq_len: int) -> list[str]:
@@ -141,13 +140,3 @@ class ManifoldHyperConnections(_Mapping, Residual):
         self, state: Float[Tensor, "b s n d"], y: Float[Tensor, "b s d"], carry: Any
     ) -> Float[Tensor, "b s n d"]:
         return write_streams(state, y, carry)
-
-
-def _cost(params: int, per_token: int, seq_len: int) -> Cost:
-    return Cost(
-        params=params,
-        active_params=params,
-        flops=seq_len * per_token,
-        kernel_flops=seq_len * per_token,
-        decode_flops=per_token,
-    )

@@ -30,9 +30,10 @@ class _Balance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         matrix, *divisors = ctx.saved_tensors
-        matrix, grad = matrix.clone(), grads[0].clone()
+        # Gradients come with tokens first; one copy now saves a strided pass per step.
+        matrix, grad = matrix.clone(), grads[0].clone(memory_format=torch.contiguous_format)
         product = torch.empty_like(matrix)
         for step in reversed(range(len(divisors))):
             # y = x / (sum x + eps), so dx = (dy - sum(dy * y)) / (sum x + eps).

@@ -1,15 +1,40 @@
-"""Weighted reading from and writing to parallel residual streams: one small matrix product per token each."""
+"""Weighted reading from and writing to parallel residual streams."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from components.spec import Cost
+
+
+class _WeightedSum(torch.autograd.Function):
+    """`Σ_j weights[m, j] state[m, j]`, elementwise: matrix kernels take several times longer at such sizes."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(state, weights)
+        mixed = state[:, 0] * weights[:, :1]
+        for j in range(1, state.shape[1]):
+            mixed.addcmul_(state[:, j], weights[:, j : j + 1])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        state, weights = ctx.saved_tensors
+        grad = grads[0].unsqueeze(1)
+        return grad * weights.unsqueeze(2), (state * grad).sum(2)
 
 
 def read_streams(state: Float[Tensor, "b s n d"], weights: Float[Tensor, "m n"]) -> Float[Tensor, "b s d"]:
     """Weighted sum over streams, with weights per token (m = b * s)."""
     b, s, n, d = state.shape
-    mixed = torch.bmm(weights.to(state.dtype).view(-1, 1, n), state.reshape(-1, n, d))
-    return mixed.view(b, s, d)
+    weighted_sum: Callable[..., Tensor] = _WeightedSum.apply
+    return weighted_sum(state.reshape(-1, n, d), weights.to(state.dtype)).view(b, s, d)
 
 
 def write_streams(
@@ -22,3 +47,19 @@ def write_streams(
     """
     sources = torch.cat([state, y.unsqueeze(2)], dim=2).flatten(0, 1)
     return torch.bmm(mixing.to(state.dtype), sources).view_as(state)
+
+
+def stream_cost(params: int, mapping: int, reading: int, seq_len: int) -> Cost:
+    """Cost of a place where streams are read.
+
+    Args:
+        mapping: FLOPs per token of matrix products: the weights' mapping, and writing.
+        reading: FLOPs per token of the weighted sum, which count but run outside matrix kernels.
+    """
+    return Cost(
+        params=params,
+        active_params=params,
+        flops=seq_len * (mapping + reading),
+        kernel_flops=seq_len * mapping,
+        decode_flops=mapping + reading,
+    )

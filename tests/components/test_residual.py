@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from components import registry
 from components.residual.hyper_connections import HyperConnections
 from components.residual.mhc import LearnedCollapse, ManifoldHyperConnections, MHCConfig
+from components.residual.streams import read_streams
 from components.slots import Residual
 from components.spec import Dims, Layer, Site
 
@@ -174,6 +175,14 @@ def test_every_parameter_element_is_alive(name: str) -> None:
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         MHCConfig(**options)
+
+
+def test_reading_streams_has_exact_gradients() -> None:
+    x = state(3).requires_grad_()
+    weights = torch.randn(
+        10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    ).requires_grad_()
+    assert torch.autograd.gradcheck(read_streams, (x, weights))
 
 
 def test_prenorm_adds() -> None:
