@@ -12,7 +12,7 @@ from components.spec import Cost
 
 
 class _WeightedSum(torch.autograd.Function):
-    """`Σ_j weights[m, j] state[m, j]`, elementwise: matrix kernels take several times longer at such sizes."""
+    """`Σ_j weights[m, j] state[m, j]`, elementwise: matrix kernels are several times slower at such sizes."""
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, weights: Tensor) -> Tensor:
