@@ -198,15 +198,19 @@ class Pages:
 
     def _figures(self, view: StudyView) -> dict[str, Callable[[], Any]]:
         """Figures that have something to show now, and how to make them."""
-        from ablate import figures
-
         ready = {
             "forest": bool(view.verdicts),
             "loss_vs_flops": any(row.result for row in view.trials),
             "loss_vs_lr": bool(view.lr_curves),
             "budget_bar": bool(view.accounts),
         }
-        return {name: partial(getattr(figures, name), view) for name in FIGURES if ready[name]}
+        return {name: partial(_draw, name, view) for name in FIGURES if ready[name]}
+
+
+def _draw(name: str, view: StudyView) -> Any:
+    from ablate import figures  # plotly takes its time, and no page needs it
+
+    return getattr(figures, name)(view)
 
 
 def error_page(request: Request, error: Exception) -> Response:
