@@ -17,3 +17,11 @@ class BadInputError(AblateError):
     """A wrong key, value, path or combination, found before any compute was spent."""
 
     exit_code = EXIT_BAD_INPUT
+
+
+class StopTraining(Exception):
+    """Raised by a meter: save a checkpoint of the steps that are done, then end as `interrupted`."""
+
+
+class Superseded(Exception):
+    """Raised by a meter: another attempt has taken over this trial. Write nothing more and end."""

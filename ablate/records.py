@@ -145,7 +145,7 @@ class TrialResult:
 
 
 class Meter(Protocol):
-    """How a trainer pays. Calls may raise `Superseded` or `StopTraining` (`ablate.training`)."""
+    """How a trainer pays. Calls may raise `Superseded` or `StopTraining` (`ablate.errors`)."""
 
     def debit(self, step: int, steps: int) -> None:
         """Pay for `steps` steps from `step` on, before computing them; renews the lease."""

@@ -1,0 +1,197 @@
+"""The ledger of a study: compute reserved, spent and returned, in integer MFLOP.
+
+Every change is one entry with a key. An entry that is already there is not made again, so any step may be
+repeated after a crash. A change that would break `spent + reserved <= cap` is refused as a whole, and the
+database refuses it too (CHECK). All functions act inside the caller's transaction.
+"""
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, func, select, update
+
+from ablate import db
+from ablate.errors import AblateError
+from ablate.records import PhaseAccount
+
+CONTINGENCY = "contingency"
+"""The phase that pays for work that a fault made necessary twice."""
+
+
+class LedgerError(AblateError):
+    """A payment that nothing covers: a defect, or an exhausted contingency."""
+
+
+def open_accounts(connection: Connection, study: str, caps: Mapping[str, int], total: int) -> None:
+    """Create the budget rows of a study.
+
+    Raises:
+        ValueError: the caps exceed `total`.
+    """
+    if sum(caps.values()) > total:
+        raise ValueError(f"caps {dict(caps)} sum to more than the total of {total} MFLOP")
+    for phase, cap in caps.items():
+        connection.execute(
+            db.budget.insert().values(study=study, phase=phase, cap=cap, spent=0, reserved=0, waste=0)
+        )
+
+
+def available(connection: Connection, study: str, phase: str) -> int:
+    """MFLOP of a phase that are neither spent nor reserved."""
+    b = db.budget.c
+    return connection.execute(
+        select(b.cap - b.spent - b.reserved).where(b.study == study, b.phase == phase)
+    ).scalar_one()
+
+
+def reserve(
+    connection: Connection, study: str, phase: str, amount: int, key: str, trial: int | None = None
+) -> bool:
+    """Set `amount` aside; False (and nothing changed) where the phase cannot cover it."""
+    return _apply(connection, study, phase, "reserve", key, trial, reserved=amount)
+
+
+def debit(
+    connection: Connection, study: str, phase: str, amount: int, key: str, trial: int | None = None
+) -> None:
+    """Spend `amount` of what is reserved, before the work is done.
+
+    Raises:
+        LedgerError: it was not reserved.
+    """
+    if _seen(connection, study, key):
+        return
+    if trial is not None and amount > outstanding(connection, study, phase, trial):
+        raise LedgerError(f"trial {trial} wants {amount} MFLOP more than its reservation holds")
+    if not _apply(connection, study, phase, "debit", key, trial, spent=amount, reserved=-amount):
+        raise LedgerError(f"{amount} MFLOP of phase {phase} were never reserved")
+
+
+def refund(
+    connection: Connection, study: str, phase: str, amount: int, key: str, trial: int | None = None
+) -> None:
+    """Back from spent to reserved: a chunk that was paid ahead and not computed."""
+    if amount and not _apply(connection, study, phase, "refund", key, trial, spent=-amount, reserved=amount):
+        raise LedgerError(f"{amount} MFLOP of phase {phase} were never spent")
+
+
+def release(connection: Connection, study: str, phase: str, trial: int) -> int:
+    """End a trial's reservation; returns the MFLOP that go back to the phase."""
+    rest = outstanding(connection, study, phase, trial)
+    if rest and not _apply(connection, study, phase, "release", f"{trial}/release", trial, reserved=-rest):
+        raise LedgerError(f"trial {trial} holds {rest} MFLOP that phase {phase} does not")
+    return rest
+
+
+def waste(
+    connection: Connection, study: str, phase: str, amount: int, key: str, trial: int | None = None
+) -> bool:
+    """Let the contingency pay for `amount` that a fault lost, and give the phase back what it paid for that.
+
+    False (and nothing changed) where the contingency cannot cover it; the phase then keeps the charge.
+    """
+    if not _apply(connection, study, CONTINGENCY, "waste", f"{key}/paid", trial, spent=amount, waste=amount):
+        return False
+    refund(connection, study, phase, amount, f"{key}/back", trial)
+    return True
+
+
+def outstanding(connection: Connection, study: str, phase: str, trial: int) -> int:
+    """MFLOP that a trial still holds in reserve."""
+    entry = db.ledger.c
+    held = select(func.coalesce(func.sum(entry.reserved), 0)).where(
+        entry.trial == trial, entry.study == study, entry.phase == phase
+    )
+    return int(connection.execute(held).scalar_one())
+
+
+def accounts(connection: Connection, study: str) -> tuple[PhaseAccount, ...]:
+    """All phases of a study, in the order in which they were opened."""
+    rows = connection.execute(select(db.budget).where(db.budget.c.study == study)).mappings()
+    order = {"search": 0, "confirm": 1, CONTINGENCY: 2}
+    columns = ("phase", "cap", "spent", "reserved", "waste")
+    found = [PhaseAccount(**{name: row[name] for name in columns}) for row in rows]
+    return tuple(sorted(found, key=lambda account: order.get(account.phase, 9)))
+
+
+def check(connection: Connection, study: str, total: int) -> None:
+    """Prove the invariant from the entries.
+
+    Raises:
+        AssertionError: with the account that is wrong.
+    """
+    entry = db.ledger.c
+    sums = {
+        row.phase: (int(row.spent), int(row.reserved), int(row.waste))
+        for row in connection.execute(
+            select(
+                entry.phase,
+                func.sum(entry.spent).label("spent"),
+                func.sum(entry.reserved).label("reserved"),
+                func.sum(entry.waste).label("waste"),
+            )
+            .where(entry.study == study)
+            .group_by(entry.phase)
+        )
+    }
+    found = accounts(connection, study)
+    for account in found:
+        booked = sums.get(account.phase, (0, 0, 0))
+        stated = (account.spent, account.reserved, account.waste)
+        if booked != stated:
+            raise AssertionError(f"{study}/{account.phase}: entries sum to {booked}, not {stated}")
+        if account.spent + account.reserved > account.cap or min(stated) < 0:
+            raise AssertionError(f"{study}: {account} is outside its cap")
+    if sum(account.spent + account.reserved for account in found) > total:
+        raise AssertionError(f"{study}: more than {total} MFLOP spent and reserved")
+
+
+def _seen(connection: Connection, study: str, key: str) -> bool:
+    entry = db.ledger.c
+    return (
+        connection.execute(select(entry.id).where(entry.study == study, entry.key == key)).first() is not None
+    )
+
+
+def _apply(
+    connection: Connection,
+    study: str,
+    phase: str,
+    kind: str,
+    key: str,
+    trial: int | None,
+    *,
+    spent: int = 0,
+    reserved: int = 0,
+    waste: int = 0,
+) -> bool:
+    """The one way in which an account changes; True also where the entry is there already."""
+    if _seen(connection, study, key):
+        return True
+    b = db.budget.c
+    changed = connection.execute(
+        update(db.budget)
+        .where(
+            b.study == study,
+            b.phase == phase,
+            b.spent + b.reserved + (spent + reserved) <= b.cap,
+            b.spent + spent >= 0,
+            b.reserved + reserved >= 0,
+        )
+        .values(spent=b.spent + spent, reserved=b.reserved + reserved, waste=b.waste + waste)
+    )
+    if changed.rowcount == 0:
+        return False
+    connection.execute(
+        db.ledger.insert().values(
+            study=study,
+            phase=phase,
+            kind=kind,
+            key=key,
+            trial=trial,
+            spent=spent,
+            reserved=reserved,
+            waste=waste,
+            at=db.now(),
+        )
+    )
+    return True

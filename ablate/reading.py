@@ -1,0 +1,123 @@
+"""One consistent reading of a study: what every table, page, report and exporter renders."""
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from ablate import db, ledger, stored
+from ablate.errors import BadInputError
+from ablate.home import Home
+from ablate.records import LrCurve, Plan, StudyView, TrialRow, Verdict
+
+EVENTS = 500
+"""Newest events that a reading holds."""
+
+
+def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
+    """A study as it stands, read in one transaction that no writer waits for.
+
+    Raises:
+        BadInputError: there is no such study.
+    """
+    with db.reading(db.connect(home)) as connection:
+        study = connection.execute(select(db.study).where(db.study.c.name == name)).first()
+        if study is None:
+            raise BadInputError(f"study '{name}' does not exist in {home.root}.")
+        trials = _trials(connection, name)
+        accounts = ledger.accounts(connection, name)
+        events = _events(connection, name)
+        workers = _workers(connection, name)
+    plan = stored.plan_from_text(study.plan)
+    curves, verdicts = _judge(study.plan, plan, trials) if with_verdicts else ((), ())
+    return StudyView(
+        name=name,
+        state=study.state,
+        created_at=study.created_at,
+        plan=plan,
+        trials=trials,
+        accounts=accounts,
+        lr_curves=curves,
+        verdicts=verdicts,
+        provenance=json.loads(study.provenance),
+        events=events,
+        workers=workers,
+    )
+
+
+def _trials(connection: Connection, name: str) -> tuple[TrialRow, ...]:
+    t, j, a = db.trial.c, db.job.c, db.attempt.c
+    joined = db.trial.outerjoin(db.job, j.trial == t.id).outerjoin(
+        db.attempt, (a.trial == t.id) & (a.number == j.attempt)
+    )
+    rows = connection.execute(
+        select(db.trial, j.attempt.label("attempts"), a.worker, a.progress)
+        .select_from(joined)
+        .where(t.study == name)
+        .order_by(t.number)
+    )
+    return tuple(_row(row) for row in rows)
+
+
+def _row(row: db.Found) -> TrialRow:
+    result = stored.result_from_text(row.result) if row.result else None
+    progress = stored.point_from_text(row.progress) if row.progress else None
+    if result is not None and result.curve:
+        progress = result.curve[-1]
+    return TrialRow(
+        number=row.number,
+        spec=stored.spec_from_text(row.spec),
+        state=row.state,
+        result=result,
+        reused_from=row.reused_from,
+        attempts=row.attempts or 0,
+        charged_mflop=row.paid_steps * row.step_mflop + row.wasted,
+        worker=row.worker,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        progress=progress,
+    )
+
+
+def _events(connection: Connection, name: str) -> tuple[tuple[float, str, str], ...]:
+    e = db.event_log.c
+    newest = select(e.at, e.kind, e.text).where(e.study == name).order_by(e.id.desc()).limit(EVENTS)
+    return tuple((row.at, row.kind, row.text) for row in reversed(connection.execute(newest).all()))
+
+
+def _workers(connection: Connection, name: str) -> dict[str, tuple[str, int, int | None, float]]:
+    rows = connection.execute(select(db.worker).where(db.worker.c.study == name).order_by(db.worker.c.name))
+    return {row.name: (row.host, row.pid, row.trial, row.seen_at) for row in rows}
+
+
+Judged = tuple[tuple[LrCurve, ...], tuple[Verdict, ...]]
+
+
+def _judge(text: str, plan: Plan, trials: Sequence[TrialRow]) -> Judged:
+    """Learning-rate curves and verdicts, judged anew only when a trial has ended."""
+    ended = tuple(_Same(row) for row in trials if row.result is not None)
+    return _judged(text, _Same(plan), ended) if ended else ((), ())
+
+
+class _Same:
+    """Something to remember results by: equal if it is the same trial or plan in the same state."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        self._key = (value.spec.fingerprint, value.number, value.state) if isinstance(value, TrialRow) else ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.lru_cache(maxsize=8)
+def _judged(text: str, plan: _Same, ended: tuple[_Same, ...]) -> Judged:
+    from ablate import verdict
+
+    rows = tuple(row.value for row in ended)
+    return verdict.lr_curves(plan.value, rows), verdict.verdicts(plan.value, rows)

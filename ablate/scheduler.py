@@ -1,0 +1,295 @@
+"""The scheduler's tick: reap, tell, and enqueue whatever the plan wants next and the ledger can pay.
+
+There is no coordinator that can die: whoever gets the study's lock ticks, `ablate run` or an idle worker. A
+tick may end anywhere. Each of its steps is one transaction, can be repeated, and the next tick goes on from
+the tables alone.
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, func, select, update
+
+from ablate import db, faults, ledger, queue, rounds, stored
+from ablate.home import Home
+from ablate.records import Plan, TrialSpec
+from ablate.rounds import Slot
+from ablate.trials import spec_for
+
+if TYPE_CHECKING:
+    from ablate.search import Search
+
+ENDED = ("complete", "diverged", "failed", "cancelled")
+
+
+class Scheduler:
+    """Ticks one study. Cheap to make; Optuna is imported when there is something to say to it.
+
+    Attributes:
+        lost: workers whose leases ended in ticks of this scheduler; whoever can end those processes clears
+        it.
+    """
+
+    def __init__(self, home: Home, study: str):
+        self._home, self._study = home, study
+        self._engine: Engine = db.connect(home)
+        self._lock: Path = home.root / "locks" / f"{study}.tick"
+        self._search: Search | None = None
+        self.lost: list[str] = []
+        with db.reading(self._engine) as connection:
+            text = connection.execute(select(db.study.c.plan).where(db.study.c.name == study)).scalar_one()
+        self._plan: Plan = stored.plan_from_text(text)
+
+    def tick(self) -> bool:
+        """Advance the study as far as is possible now; False where another process is doing so."""
+        with db.locked(self._lock, wait=False) as mine:
+            if not mine:
+                return False
+            os.utime(self._lock)
+            try:
+                self._reap()
+                self._tell()
+                self._plan_ahead()
+            except BaseException:
+                self.close()  # what Optuna was told is uncertain: reconcile before the next word
+                raise
+        return True
+
+    def idle_seconds(self) -> float:
+        """Time since anybody ticked."""
+        return time.time() - self._lock.stat().st_mtime if self._lock.exists() else math.inf
+
+    def close(self) -> None:
+        """Let go of Optuna's storage."""
+        if self._search is not None:
+            self._search.close()
+            self._search = None
+
+    def _reap(self) -> None:
+        with db.reading(self._engine) as connection:
+            late = queue.expired(connection, self._study)
+        if late:
+            with self._engine.begin() as connection:
+                self.lost += queue.reap(connection, self._study, self._plan.run.launcher.max_attempts)
+
+    # search: what Optuna hears
+
+    def _optuna(self) -> "Search":
+        """The open search, reconciled with the study database."""
+        if self._search is None:
+            from ablate.search import Search
+
+            self._search = Search(self._home, self._plan)
+            t = db.trial.c
+            with db.reading(self._engine) as connection:
+                rows = connection.execute(
+                    select(t.id, t.slot, t.optuna, t.spec).where(
+                        t.study == self._study, t.phase == "search", t.optuna.is_not(None)
+                    )
+                ).all()
+            missing = self._search.reconcile(row.optuna for row in rows)
+            for row in rows:
+                if row.optuna in missing:  # Optuna's file is a copy; it was lost, and is made again
+                    number = self._search.ask(_slot(row.slot, stored.spec_from_text(row.spec)))
+                    with self._engine.begin() as connection:
+                        connection.execute(
+                            update(db.trial).where(t.id == row.id).values(optuna=number, told=False)
+                        )
+        return self._search
+
+    def _tell(self) -> None:
+        t = db.trial.c
+        with db.reading(self._engine) as connection:
+            rows = connection.execute(
+                select(db.trial)
+                .where(t.study == self._study, t.phase == "search", t.state.in_(ENDED), ~t.told)
+                .order_by(t.number)
+            ).all()
+        for row in rows:
+            self._tell_one(row)
+            with self._engine.begin() as connection:
+                connection.execute(update(db.trial).where(t.id == row.id).values(told=True))
+
+    def _tell_one(self, row: db.Found) -> None:
+        from ablate.search import Told
+
+        search = self._optuna()
+        t = db.trial.c
+        with db.reading(self._engine) as connection:  # opening may have given it another number
+            number = connection.execute(select(t.optuna).where(t.id == row.id)).scalar_one()
+        result = stored.result_from_text(row.result) if row.result else None
+        attributes: dict[str, Any] = {"trial": row.number, "outcome": row.state}
+        attributes["fingerprint"] = row.fingerprint
+        if result is not None:
+            attributes |= {"steps": result.steps, "tokens": result.tokens, "mflop": result.useful_mflop}
+            attributes |= {"val_bpb": result.val_bpb, "seconds": round(result.seconds, 3)}
+        if row.reused_from:
+            attributes["reused_from"] = row.reused_from
+        search.tell(
+            Told(
+                number=number,
+                value=result.val_loss if result and row.state != "failed" else None,
+                diverged=row.state == "diverged",
+                attributes={key: value for key, value in attributes.items() if value is not None},
+            )
+        )
+        faults.point("tell.post")
+
+    # what comes next
+
+    def _plan_ahead(self) -> None:
+        """Enqueue what is wanted and can be paid; end the study where nothing is left to wait for."""
+        with db.reading(self._engine) as connection:
+            study = connection.execute(select(db.study).where(db.study.c.name == self._study)).one()
+        if study.state == "done" or study.stopping:
+            return
+        if study.state != "running":
+            with self._engine.begin() as connection:
+                set_state(connection, self._study, "running")
+                db.note(connection, self._study, "running", f"study {self._study} runs")
+        while True:  # a reused trial ends at once, which may open the next round
+            rows = self._trials()
+            new = self._next(rows)
+            enqueued = 0
+            while enqueued < len(new) and self._enqueue(new[enqueued]):
+                enqueued += 1
+            if not enqueued:
+                break
+        if all(row.state in ENDED for row in rows):
+            self._finish(unpaid=len(new))
+
+    def _next(self, rows: Sequence[db.Found]) -> list[Slot]:
+        """Slots that are wanted now and have no trial, in order."""
+        have = {row.slot for row in rows}
+        tried = {row.slot: _tried(row) for row in rows if row.phase == "search" and row.state in ENDED}
+        search = rounds.search(self._plan, tried)
+        new = [slot for slot in search.slots if slot.key not in have]
+        searching = any(row.phase == "search" and row.state not in ENDED for row in rows)
+        if searching or (new and self._can_pay(new[0])):
+            return new
+        reason = search.reason or f"the budget does not pay for {len(new)} more trials"
+        rates = self._rates(rows)
+        self._say_once("search_done", f"search is over: {reason}")
+        for arm in self._plan.arms:
+            if arm.name not in rates:
+                self._say_once("arm_lost", f"{arm.name}: no learning rate trained, so it is not confirmed")
+        if self._plan.baseline.name not in rates:
+            return []  # nothing to compare with
+        return [slot for slot in rounds.confirm(self._plan, rates) if slot.key not in have]
+
+    def _rates(self, rows: Sequence[db.Found]) -> dict[str, float]:
+        """Tuned learning rate by arm, of arms that have one."""
+        rates = {
+            arm.name: rounds.best_rate(
+                _tried(row)
+                for row in rows
+                if row.phase == "search" and row.arm == arm.name and row.state in ENDED
+            )
+            for arm in self._plan.arms
+        }
+        return {name: lr for name, lr in rates.items() if lr is not None}
+
+    def _enqueue(self, slot: Slot) -> bool:
+        """Pay for a slot's trial and let workers take it, or reuse its result; False where neither can be."""
+        spec = self._spec(slot)
+        with db.reading(self._engine) as connection:
+            known = self._known(connection, spec)
+            free = ledger.available(connection, self._study, slot.phase)
+        if known is None and free < spec.allowance_mflop:
+            return False
+        asked = self._optuna().ask(slot) if slot.phase == "search" else None
+        with self._engine.begin() as connection:
+            t = db.trial.c
+            last = connection.execute(select(func.max(t.number)).where(t.study == self._study)).scalar()
+            values: dict[str, Any] = {
+                "study": self._study,
+                "number": 0 if last is None else last + 1,
+                "slot": slot.key,
+                "fingerprint": spec.fingerprint,
+                "arm": slot.arm,
+                "phase": slot.phase,
+                "spec": stored.spec_to_text(spec),
+                "step_mflop": spec.step_mflop,
+                "optuna": asked,
+            }
+            if known is not None:
+                origin = known.reused_from or known.study
+                values |= {"state": known.state, "result": known.result, "reused_from": origin}
+                values |= {"started_at": db.now(), "ended_at": db.now()}
+                connection.execute(db.trial.insert().values(**values))
+                text = f"trial {values['number']} ({slot.arm}, {slot.phase}) was already paid for by {origin}"
+                db.note(connection, self._study, "reused", text)
+                return True
+            made = connection.execute(db.trial.insert().values(state="queued", **values)).inserted_primary_key
+            assert made is not None
+            key, phase = f"{made[0]}/reserve", slot.phase
+            if not ledger.reserve(connection, self._study, phase, spec.allowance_mflop, key, made[0]):
+                raise ledger.LedgerError(f"phase {phase} had {free} MFLOP a moment ago")
+            queue.enqueue(connection, self._study, made[0])
+        return True
+
+    def _can_pay(self, slot: Slot) -> bool:
+        spec = self._spec(slot)
+        with db.reading(self._engine) as connection:
+            free = ledger.available(connection, self._study, slot.phase)
+            return free >= spec.allowance_mflop or self._known(connection, spec) is not None
+
+    def _known(self, connection: Connection, spec: TrialSpec) -> db.Found | None:
+        """A finished trial of any study with the same fingerprint."""
+        t = db.trial.c
+        same = select(db.trial).where(
+            t.fingerprint == spec.fingerprint, t.state.in_(("complete", "diverged")), t.result.is_not(None)
+        )
+        return connection.execute(same.order_by(t.id).limit(1)).first()
+
+    def _spec(self, slot: Slot) -> TrialSpec:
+        return spec_for(self._plan, self._plan.arm(slot.arm), slot.phase, slot.replicate, slot.seed, slot.lr)
+
+    def _trials(self) -> Sequence[db.Found]:
+        t = db.trial.c
+        with db.reading(self._engine) as connection:
+            return connection.execute(
+                select(t.slot, t.arm, t.phase, t.state, t.spec, t.result)
+                .where(t.study == self._study)
+                .order_by(t.number)
+            ).all()
+
+    def _finish(self, unpaid: int) -> None:
+        self._tell()
+        with self._engine.begin() as connection:
+            if unpaid:
+                text = f"the budget does not pay for {unpaid} planned trials; they are not started"
+                db.note(connection, self._study, "budget", text)
+            set_state(connection, self._study, "done")
+            db.note(connection, self._study, "done", f"study {self._study} is done")
+
+    def _say_once(self, kind: str, text: str) -> None:
+        e = db.event_log.c
+        said = select(e.id).where(e.study == self._study, e.kind == kind, e.text == text).limit(1)
+        with db.reading(self._engine) as connection:
+            if connection.execute(said).first() is not None:
+                return
+        with self._engine.begin() as connection:
+            db.note(connection, self._study, kind, text)
+
+
+def set_state(connection: Connection, study: str, state: str, stopping: bool = False) -> None:
+    """Move a study that is not done to another state; `stopping` asks its workers to let go."""
+    s = db.study.c
+    connection.execute(
+        update(db.study).where(s.name == study, s.state != "done").values(state=state, stopping=stopping)
+    )
+
+
+def _tried(row: db.Found) -> rounds.Tried:
+    spec = stored.spec_from_text(row.spec)
+    loss = stored.result_from_text(row.result).val_loss if row.result else None
+    return spec.lr, loss if loss is not None and math.isfinite(loss) else None, row.state
+
+
+def _slot(key: str, spec: TrialSpec) -> Slot:
+    return Slot(key, spec.phase, spec.arm, spec.replicate, spec.seed, spec.lr)

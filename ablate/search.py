@@ -1,0 +1,114 @@
+"""The Optuna side of a study: asked and told by whoever holds the scheduler's lock, and by nobody else.
+
+Optuna is the record of the search that its dashboard and samplers read. The rates come from
+`ablate.rounds`; each is enqueued, then asked for, so the history in Optuna is the history of the study.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from ablate import db, faults
+from ablate.home import Home
+from ablate.records import Plan
+from ablate.rounds import Slot
+
+METRIC = "val_loss"
+
+
+@dataclass(frozen=True)
+class Told:
+    """An ended trial as Optuna is told it. `value` is None where it failed."""
+
+    number: int
+    value: float | None
+    diverged: bool
+    attributes: dict[str, Any]
+
+
+class Search:
+    """One study's search. Open it under the scheduler's lock only; opening creates it if need be."""
+
+    def __init__(self, home: Home, plan: Plan):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with db.locked(home.optuna.with_suffix(".lock")):  # two studies may be the first of a home
+            self._storage = RDBStorage(
+                f"sqlite:///{home.optuna}", engine_kwargs={"connect_args": {"timeout": db.BUSY_SECONDS}}
+            )
+            db.harden(self._storage.engine)
+            self._storage.engine.dispose()  # connections from before the hooks
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=plan.study,
+                direction="minimize",
+                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every parameter is enqueued
+                load_if_exists=True,
+            )
+        if not self._study.user_attrs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # metric names are marked experimental
+                self._study.set_metric_names([METRIC])
+            self._study.set_user_attr("question", plan.question)
+            self._study.set_user_attr("fingerprint", plan.fingerprint)
+        reach = plan.run.sweep.search.factor ** (plan.run.sweep.search.extensions + 1)
+        self._space = {
+            "arm": CategoricalDistribution([arm.name for arm in plan.arms]),
+            "lr": FloatDistribution(min(plan.lr_grid) / reach, max(plan.lr_grid) * reach, log=True),
+        }
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        self._storage.engine.dispose()
+
+    def ask(self, slot: Slot) -> int:
+        """Make Optuna's trial for a slot; returns its number."""
+        self._study.enqueue_trial(
+            {"arm": slot.arm, "lr": slot.lr}, user_attrs={"slot": slot.key, "seed": slot.seed}
+        )
+        while True:
+            trial = self._study.ask(self._space)
+            faults.point("ask.post")
+            if trial.user_attrs.get("slot") == slot.key:
+                return trial.number
+            self._study.tell(trial.number, state=TrialState.FAIL)  # enqueued by a process that then died
+
+    def tell(self, told: Told) -> None:
+        """Record how a trial ended. What is told already stays as it is."""
+        trial = self._trials()[told.number]
+        if trial.state.is_finished():
+            return
+        live = optuna.trial.Trial(self._study, trial._trial_id)
+        for key, value in told.attributes.items():
+            live.set_user_attr(key, value)
+        if told.value is None or not math.isfinite(told.value):
+            self._study.tell(told.number, state=TrialState.FAIL)
+            return
+        live.set_constraint("diverged", 1.0 if told.diverged else 0.0)
+        self._study.tell(told.number, told.value)
+
+    def reconcile(self, known: Iterable[int]) -> set[int]:
+        """Repair what a crash left; returns the numbers that Optuna has no trial for.
+
+        Args:
+            known: Optuna's numbers of the trials that the study database has. Any other unfinished one is
+            an orphan
+                of a scheduler that died between asking and recording: it is told as failed.
+        """
+        wanted, trials = set(known), self._trials()
+        while any(trial.state == TrialState.WAITING for trial in trials.values()):
+            self._study.tell(self._study.ask(self._space).number, state=TrialState.FAIL)
+            trials = self._trials()
+        for trial in trials.values():
+            if trial.state == TrialState.RUNNING and trial.number not in wanted:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+        return wanted - trials.keys()
+
+    def _trials(self) -> dict[int, FrozenTrial]:
+        return {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}

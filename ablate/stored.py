@@ -1,0 +1,88 @@
+"""Plans, specifications, results and points as JSON text, and back, without any configuration library."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from ablate import schema
+from ablate.records import ArmPlan, Plan, Point, TrialResult, TrialSpec
+from ablate.variant import Variant
+
+_ARM_NUMBERS = (
+    "name",
+    "is_baseline",
+    "params",
+    "active_params",
+    "train_flops_per_token",
+    "kv_bytes_per_token",
+    "decode_flops",
+    "step_mflop",
+    "steps",
+    "tokens",
+    "mismatch",
+)
+_PLAN_PARTS = ("run", "arms", "lr_grid", "confirm_seeds", "warnings")
+
+
+def plan_to_text(plan: Plan) -> str:
+    """A plan as JSON; an arm's variant is kept as its configuration and number of token rows."""
+    values = {f.name: getattr(plan, f.name) for f in dataclasses.fields(Plan) if f.name not in _PLAN_PARTS}
+    return json.dumps(
+        values
+        | {name: list(getattr(plan, name)) for name in ("lr_grid", "confirm_seeds", "warnings")}
+        | {"run": schema.to_dict(plan.run), "arms": [_arm_to_dict(arm) for arm in plan.arms]}
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def plan_from_text(text: str) -> Plan:
+    """Inverse of `plan_to_text`. Remembered, because a live view asks again and again."""
+    values = json.loads(text)
+    tuples = {name: tuple(values[name]) for name in ("lr_grid", "confirm_seeds", "warnings")}
+    arms = tuple(_arm_from_dict(arm) for arm in values["arms"])
+    return Plan(**{**values, **tuples, "run": schema.from_dict(values["run"]), "arms": arms})
+
+
+def _arm_to_dict(arm: ArmPlan) -> dict[str, Any]:
+    numbers = {name: getattr(arm, name) for name in _ARM_NUMBERS}
+    return numbers | {"run": schema.to_dict(arm.run), "vocab_size": arm.variant.dims.vocab_size}
+
+
+def _arm_from_dict(values: dict[str, Any]) -> ArmPlan:
+    run = schema.from_dict(values["run"])
+    variant = Variant.from_run(run, vocab_size=values["vocab_size"])
+    return ArmPlan(**{name: values[name] for name in _ARM_NUMBERS}, run=run, variant=variant)
+
+
+def spec_to_text(spec: TrialSpec) -> str:
+    """A trial's specification as JSON."""
+    return json.dumps(dataclasses.asdict(spec))
+
+
+@functools.lru_cache(maxsize=4096)
+def spec_from_text(text: str) -> TrialSpec:
+    """Inverse of `spec_to_text`."""
+    return TrialSpec(**json.loads(text))
+
+
+def result_to_text(result: TrialResult) -> str:
+    """A trial's result as JSON; numbers that are not finite stay what they are."""
+    return json.dumps(dataclasses.asdict(result))
+
+
+@functools.lru_cache(maxsize=4096)
+def result_from_text(text: str) -> TrialResult:
+    """Inverse of `result_to_text`."""
+    values = json.loads(text)
+    return TrialResult(**{**values, "curve": tuple(Point(**point) for point in values["curve"])})
+
+
+def point_to_text(point: Point) -> str:
+    """A point of a curve as JSON."""
+    return json.dumps(dataclasses.asdict(point))
+
+
+def point_from_text(text: str) -> Point:
+    """Inverse of `point_to_text`."""
+    return Point(**json.loads(text))

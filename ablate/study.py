@@ -1,0 +1,115 @@
+"""A study: created from a plan, run to its end, stopped and gone on with, read and found by name."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+
+from sqlalchemy import select, update
+
+from ablate import db, ledger, provenance, reading, stored
+from ablate.errors import AblateError, BadInputError
+from ablate.home import Home
+from ablate.records import Plan, StudyView
+from ablate.runner import Runner
+
+Observer = Callable[[StudyView], None]
+
+
+def create(plan: Plan, home: Home) -> tuple[str, bool]:
+    """Store a plan as a study, or reopen the one with its fingerprint; returns (name, whether it is new).
+
+    A study that is reopened takes over where it runs and what mirrors it (`launcher`, `tracking`) from the
+    new plan; what was foreseen about its outcome stays as it was.
+
+    Raises:
+        AblateError: the name belongs to a study with another fingerprint.
+    """
+    s = db.study.c
+    facts = json.dumps(provenance.collect())
+    with db.connect(home).begin() as connection:
+        found = connection.execute(select(db.study).where(s.name == plan.study)).first()
+        if found is None:
+            connection.execute(
+                db.study.insert().values(
+                    name=plan.study,
+                    fingerprint=plan.fingerprint,
+                    state="planned",
+                    stopping=False,
+                    plan=stored.plan_to_text(plan),
+                    provenance=facts,
+                    created_at=db.now(),
+                )
+            )
+            ledger.open_accounts(connection, plan.study, plan.caps, plan.total_mflop)
+            db.note(connection, plan.study, "created", f"study {plan.study} created")
+            return plan.study, True
+        if found.fingerprint != plan.fingerprint:
+            raise AblateError(
+                f"study {plan.study} exists in {home.root} with fingerprint {found.fingerprint}, "
+                f"this plan has {plan.fingerprint}. Choose another home."
+            )
+        old = stored.plan_from_text(found.plan)
+        run = dataclasses.replace(old.run, launcher=plan.run.launcher, tracking=plan.run.tracking)
+        kept = stored.plan_to_text(dataclasses.replace(old, run=run, workers=plan.workers))
+        if kept != found.plan:
+            connection.execute(update(db.study).where(s.name == plan.study).values(plan=kept))
+    return plan.study, False
+
+
+def run(plan: Plan, home: Home, observer: Observer, interval: float = 0.5) -> StudyView:
+    """Work on a study with local workers until it is done, creating it if need be; returns how it ended.
+
+    Only one process runs a study; another one watches it, and takes over where the first ends before the
+    study. SIGTERM and SIGHUP end it early, in state `stopped`, with all work checkpointed and the ledger
+    settled.
+
+    Args:
+        observer: sees the study every `interval` seconds.
+
+    Raises:
+        KeyboardInterrupt: after a first Ctrl-C has settled as above, or a second one has ended all workers
+        at once. AblateError: workers cannot start.
+    """
+    create(plan, home)
+    return Runner(plan, home, observer, interval).run()
+
+
+def resume(name: str, home: Home, observer: Observer) -> StudyView:
+    """Go on with a study from the database alone; as `run`."""
+    return run(reading.read(name, home, with_verdicts=False).plan, home, observer)
+
+
+def view(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
+    """A study as it stands, in one consistent reading.
+
+    Raises:
+        BadInputError: there is no such study.
+    """
+    return reading.read(name, home, with_verdicts)
+
+
+def find(home: Home, prefix: str) -> str:
+    """Full name of a study by a beginning of it: the newest that fits, unless a name fits exactly.
+
+    Raises:
+        BadInputError: none does.
+    """
+    known = names(home) if home.database.exists() else []
+    if prefix in known:
+        return prefix
+    fitting = [name for name in known if name.startswith(prefix)]
+    if fitting:
+        return fitting[0]
+    if not known:
+        raise BadInputError(f"{home.root} has no studies yet. Start one with: ablate run sweep=NAME")
+    near = difflib.get_close_matches(prefix, known, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    raise BadInputError(f"no study begins with '{prefix}'. {hint}Studies here: {', '.join(known)}.")
+
+
+def names(home: Home) -> list[str]:
+    """All studies of a home, newest first."""
+    s = db.study.c
+    with db.reading(db.connect(home)) as connection:
+        return list(connection.execute(select(s.name).order_by(s.created_at.desc(), s.name)).scalars())

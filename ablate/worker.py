@@ -1,0 +1,203 @@
+"""A worker: a long-lived process that imports once, prepares the data once, and trains trial after trial.
+
+It can be started anywhere that sees the home folder, and killed at any moment. Asked to stop (SIGTERM,
+SIGHUP, Ctrl-C, or through the study), it saves a checkpoint after the step at hand and puts its trial back.
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import delete, select, update
+
+from ablate import db, faults, queue, stored
+from ablate.home import Home
+from ablate.meter import TrialMeter
+from ablate.queue import Claim
+from ablate.records import Meter, Plan, TrialResult, TrialSpec
+from ablate.scheduler import Scheduler
+
+Train = Callable[[TrialSpec, Any, Path, Meter], TrialResult]
+"""Specification, corpus, folder for checkpoints, meter; `ablate.training.train`."""
+
+POLL_SECONDS = 0.1
+TICK_AFTER = 2.0
+"""An idle worker ticks when nobody has for so many seconds."""
+
+BEAT_SECONDS = 5.0
+"""Between signs of life of an idle worker."""
+
+
+def main(home: Home, study: str, name: str, train: Train | None = None) -> None:
+    """Work on a study until it is done or stopped. Ends the process with 128 + the signal that asked for it.
+
+    Args:
+        train: in place of real training, for tests.
+    """
+    worker = Worker(home, study, name, train)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, worker.ask_to_stop)
+    worker.run()
+    if worker.asked_by:
+        sys.exit(128 + worker.asked_by)
+
+
+class Worker:
+    """The loop of `main`, for one study.
+
+    Attributes:
+        asked_by: signal that asked for a stop, or 0.
+    """
+
+    def __init__(self, home: Home, study: str, name: str, train: Train | None = None):
+        self._home, self._study, self._name = home, study, name
+        self._engine = db.connect(home)
+        self._scheduler = Scheduler(home, study)
+        with db.reading(self._engine) as connection:
+            text = connection.execute(select(db.study.c.plan).where(db.study.c.name == study)).scalar_one()
+        self._plan: Plan = stored.plan_from_text(text)
+        self._lease = self._plan.run.launcher.lease_seconds
+        self._train = train
+        self._corpus: Any = None
+        self._seen = 0.0
+        self.asked_by = 0
+
+    def ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler: stop after the step at hand; a second signal ends the process at once."""
+        self.asked_by = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def run(self) -> None:
+        """Claim and train until the study needs no more workers."""
+        self._join()
+        try:
+            if self._train is None:
+                self._train, self._corpus = self._load()
+            while not self.asked_by and not self._over():
+                claim = self._claim()
+                if claim is None:
+                    self._idle()
+                else:
+                    self._work(claim, self._train)
+        finally:
+            self._scheduler.close()
+            self._leave()
+
+    def _load(self) -> tuple[Train, Any]:
+        """The real trainer and the corpus: the slow imports, once."""
+        run = self._plan.run
+        import torch
+
+        from ablate import data
+        from ablate.training import train
+
+        torch.set_num_threads(run.launcher.threads)
+        return train, data.prepare(run.data, self._home)
+
+    def _over(self) -> bool:
+        s = db.study.c
+        with db.reading(self._engine) as connection:
+            row = connection.execute(select(s.state, s.stopping).where(s.name == self._study)).one()
+        return row.state == "done" or row.stopping
+
+    def _claim(self) -> Claim | None:
+        j = db.job.c
+        waiting = select(j.trial).where(j.study == self._study, j.state == "queued").limit(1)
+        with db.reading(self._engine) as connection:
+            if connection.execute(waiting).first() is None:
+                return None
+        with self._engine.begin() as connection:
+            claim = queue.claim(connection, self._study, self._name, self._lease)
+        faults.point("claim.post")
+        return claim
+
+    def _idle(self) -> None:
+        if self._scheduler.idle_seconds() > TICK_AFTER:
+            self._scheduler.tick()
+        if time.monotonic() - self._seen > BEAT_SECONDS:
+            w = db.worker.c
+            with self._engine.begin() as connection:
+                mine = update(db.worker).where(w.study == self._study, w.name == self._name)
+                connection.execute(mine.values(seen_at=db.now()))
+            self._seen = time.monotonic()
+        time.sleep(POLL_SECONDS)
+
+    def _work(self, claim: Claim, train: Train) -> None:
+        """Train one trial and settle it, whatever comes of it."""
+        folder = self._home.trial(self._study, claim.number)
+        meter = TrialMeter(self._engine, self._study, claim, self._lease, stop=lambda: bool(self.asked_by))
+        result: TrialResult | None = None
+        error: BaseException | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            result = train(claim.spec, self._corpus, folder, meter)
+        except (Exception, SystemExit) as caught:  # Lightning turns some interrupts into SystemExit
+            error = caught
+        faults.point("finish.pre")
+        self._settle(claim, meter, result, error)
+        if error is not None:
+            del error
+            _free_memory()
+
+    def _settle(
+        self, claim: Claim, meter: TrialMeter, result: TrialResult | None, error: BaseException | None
+    ) -> None:
+        computed = meter.computed_steps
+        max_attempts = self._plan.run.launcher.max_attempts
+        with self._engine.begin() as connection:
+            if meter.superseded:
+                text = f"trial {claim.number}: attempt {claim.attempt} on {self._name} had been superseded"
+                db.note(connection, self._study, "superseded", text)
+            elif meter.failure:
+                queue.finish(connection, claim, queue.failed(claim.spec, computed, meter.failure), computed)
+            elif meter.stopped:
+                queue.give_up(connection, claim, computed, f"stopped at step {computed}")
+            elif isinstance(error, OSError):  # a full disk or a lost mount says nothing about the trial
+                queue.give_up(connection, claim, computed, describe(error), max_attempts)
+            elif error is not None:
+                queue.finish(connection, claim, queue.failed(claim.spec, computed, describe(error)), computed)
+            elif result is None or result.outcome == "interrupted":
+                queue.give_up(connection, claim, computed, "interrupted, though nobody asked", max_attempts)
+            else:
+                queue.finish(connection, claim, result, computed)
+        if error is not None and not meter.stopped and not meter.superseded:
+            traceback.print_exception(error)
+
+    def _join(self) -> None:
+        mine = {"study": self._study, "name": self._name}
+        here = {"host": socket.gethostname(), "pid": os.getpid(), "seen_at": db.now()}
+        w = db.worker.c
+        with self._engine.begin() as connection:
+            connection.execute(delete(db.worker).where(w.study == self._study, w.name == self._name))
+            connection.execute(db.worker.insert().values(**mine, **here))
+
+    def _leave(self) -> None:
+        w = db.worker.c
+        with self._engine.begin() as connection:
+            connection.execute(delete(db.worker).where(w.study == self._study, w.name == self._name))
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line, memory exhaustion named as such, with the place where it was raised."""
+    kind = type(error).__name__
+    memory = isinstance(error, MemoryError) or "OutOfMemory" in kind
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{'oom: ' if memory else ''}{kind}: {first[:300]}{place}"
+
+
+def _free_memory() -> None:
+    """Give back what a failed trial held, before the next one."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
