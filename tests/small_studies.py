@@ -1,0 +1,78 @@
+"""Plans of tiny studies for tests of the engine: real variants, made-up numbers."""
+
+import dataclasses
+
+import fake_training
+import study_views
+
+from ablate import db, ledger, reading
+from ablate.home import Home
+from ablate.records import Plan, StudyView
+from ablate.scheduler import Scheduler
+from ablate.worker import Train, Worker
+
+STEP_MFLOP = 7
+
+
+def plan(
+    name: str = "engine-00000001",
+    arms: tuple[str, ...] = ("dense", "csa"),
+    steps: int = 40,
+    points: int = 5,
+    extensions: int = 1,
+    replicates: int = 2,
+    contingency: int = 4000,
+    lease: float = 60.0,
+    workers: int = 1,
+    data: str = "c0ffee",
+) -> Plan:
+    """Arms by name, all of them the same small model; `trial_mflop` is `steps` times 7."""
+    schedules = list(study_views.SCHEDULES.values())
+    made = study_views.plan(
+        name, {arm: schedules[i % len(schedules)] for i, arm in enumerate(arms)}, replicates=replicates
+    )
+    sweep = made.run.sweep
+    run = dataclasses.replace(
+        made.run,
+        sweep=dataclasses.replace(
+            sweep,
+            search=dataclasses.replace(sweep.search, points=points, extensions=extensions),
+            confirm=dataclasses.replace(sweep.confirm, replicates=replicates),
+        ),
+        launcher=dataclasses.replace(made.run.launcher, lease_seconds=lease, workers=workers),
+    )
+    trial = steps * STEP_MFLOP
+    caps = {
+        "search": len(arms) * (points + extensions) * trial,
+        "confirm": len(arms) * replicates * trial,
+        "contingency": contingency,
+    }
+    return dataclasses.replace(
+        made,
+        run=run,
+        fingerprint=name,
+        arms=tuple(dataclasses.replace(arm, step_mflop=STEP_MFLOP, steps=steps) for arm in made.arms),
+        trial_mflop=trial,
+        caps=caps,
+        total_mflop=sum(caps.values()),
+        lr_grid=tuple(3e-3 * 2.0 ** (i - points // 2) for i in range(points)),
+        workers=workers,
+        data_fingerprint=data,
+    )
+
+
+def finish(home: Home, plan: Plan, train: Train = fake_training.train) -> StudyView:
+    """Work in this process until the study is done; returns its view, the ledger checked."""
+    scheduler = Scheduler(home, plan.study)
+    worker = Worker(home, plan.study, "w1", train)
+    worker._idle = scheduler.tick  # type: ignore[method-assign]  # no waiting between trials
+    worker.run()
+    scheduler.close()
+    check(home, plan)
+    return reading.read(plan.study, home, with_verdicts=False)
+
+
+def check(home: Home, plan: Plan) -> None:
+    """Prove the ledger's invariant."""
+    with db.connect(home).begin() as connection:
+        ledger.check(connection, plan.study, plan.total_mflop)
