@@ -18,13 +18,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ablate import tracking, units
+from ablate import standing, tracking, units
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.records import StudyView
 from ablate.tracking_runs import RESTING
-from dashboards import guard, standing, tables
+from dashboards import guard, tables
 from dashboards.live import Studies
+from dashboards.sparkline import polyline
 
 HERE = Path(__file__).parent
 SECTIONS = ("status", "verdicts", "arms", "running", "ledger", "trials", "people")
@@ -193,6 +194,7 @@ class Pages:
             "left": standing.seconds_left(view),
             "running": [(row, self._studies.points(view, row.number)) for row in standing.running(view)],
             "standing": standing,
+            "polyline": polyline,
         }
         return {name: _environment.get_template(f"_{name}.html.j2").render(context) for name in SECTIONS}
 

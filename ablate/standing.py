@@ -1,4 +1,7 @@
-"""What a study page says, from one reading of the study. No statistics: verdicts come from the study."""
+"""Where a study stands, from one reading of it: what pages and terminal say alike.
+
+No statistics: verdicts come from the study.
+"""
 
 import math
 import statistics
@@ -7,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ablate import units
-from ablate.records import Plan, Point, StudyView, TrialRow, Verdict
+from ablate.records import Plan, StudyView, TrialRow, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +116,30 @@ def spent(view: StudyView) -> int:
 
 
 def seconds_left(view: StudyView) -> float | None:
-    """Time for all that may still be spent, at the speed of the trials that have ended.
+    """Time for all that may still be spent, at the speed of the trials so far.
 
     None where nothing is known or nothing is left.
     """
     if view.state != "running":
         return None
-    ended = [r for r in view.trials if r.started_at and r.ended_at and r.result and r.reused_from is None]
-    busy = sum((r.ended_at or 0) - (r.started_at or 0) for r in ended)
-    work = sum(r.charged_mflop for r in ended)
-    left = sum(a.cap - a.spent for a in view.accounts if a.phase != "contingency")
+    own = [row for row in view.trials if row.started_at and row.reused_from is None]
+    ended = [row for row in own if row.ended_at and row.result]
+    busy = sum((row.ended_at or 0) - (row.started_at or 0) for row in ended)
+    work = sum(row.charged_mflop for row in ended)
+    if not ended:
+        points = [row.progress for row in own if row.progress]
+        busy, work = sum(point.seconds for point in points), sum(point.mflop for point in points)
     if busy <= 0 or work <= 0:
         return view.plan.estimated_seconds
     workers = max(1, len(view.workers) or view.plan.workers)
-    return left * busy / work / workers
+    return _unspent(view) * busy / work / workers
+
+
+def _unspent(view: StudyView) -> int:
+    """MFLOP that trials may still cost; once seeds are confirmed, the search does not go on."""
+    confirming = any(row.spec.phase == "confirm" for row in view.trials)
+    over = ("contingency", "search") if confirming else ("contingency",)
+    return sum(account.cap - account.spent for account in view.accounts if account.phase not in over)
 
 
 def running(view: StudyView) -> list[TrialRow]:
@@ -139,18 +152,6 @@ def share(row: TrialRow) -> float:
     if row.result is not None:
         return row.result.steps / max(1, row.spec.steps)
     return row.progress.step / max(1, row.spec.steps) if row.progress else 0.0
-
-
-def polyline(points: list[Point], steps: int, width: float = 160, height: float = 36) -> str:
-    """Training losses over steps as the `points` of an SVG polyline; empty with fewer than two."""
-    known = [
-        (p.step, p.train_loss) for p in points if p.train_loss is not None and math.isfinite(p.train_loss)
-    ]
-    if len(known) < 2:
-        return ""
-    low, high = min(v for _, v in known), max(v for _, v in known)
-    scale = (height - 4) / (high - low or 1)
-    return " ".join(f"{width * s / max(1, steps):.1f},{2 + (high - v) * scale:.1f}" for s, v in known)
 
 
 def age(then: float, now: float | None = None) -> str:
