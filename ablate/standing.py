@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ablate import units
-from ablate.records import Plan, StudyView, TrialRow, Verdict
+from ablate.records import Phase, Plan, StudyView, TrialRow, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +135,16 @@ def seconds_left(view: StudyView) -> float | None:
     return _unspent(view) * busy / work / workers
 
 
-def _unspent(view: StudyView) -> int:
-    """MFLOP that trials may still cost; once seeds are confirmed, the search does not go on."""
+def phase(view: StudyView) -> Phase:
+    """What is under way or comes next; once fresh seeds are trained, the search does not go on."""
+    searching = any(row.spec.phase == "search" and row.state in ("queued", "running") for row in view.trials)
     confirming = any(row.spec.phase == "confirm" for row in view.trials)
-    over = ("contingency", "search") if confirming else ("contingency",)
+    return "confirm" if confirming and not searching else "search"
+
+
+def _unspent(view: StudyView) -> int:
+    """MFLOP that trials may still cost."""
+    over = ("contingency", "search") if phase(view) == "confirm" else ("contingency",)
     return sum(account.cap - account.spent for account in view.accounts if account.phase not in over)
 
 

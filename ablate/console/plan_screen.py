@@ -1,0 +1,139 @@
+"""The plan: what a study will do and cost, before anything is spent."""
+
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ablate import units
+from ablate.console import parts
+from ablate.records import ArmPlan, Plan
+
+EQUAL = {"flops": "training FLOPs", "tokens": "training tokens"}
+"""What `budget.match` makes equal, in words."""
+
+
+def plan(plan: Plan) -> None:
+    """Print the arms, what is equal between them and what is not, the budget, and what it can detect."""
+    console = parts.console()
+    console.print(Text(parts.words(plan.question) or plan.study, style="bold"))
+    console.print(Text(f"{plan.study}, nothing spent yet", style="dim"))
+    console.print(parts.heading("Arms"))
+    console.print(_arms(plan, console.width))
+    console.print(_equality(plan))
+    console.print(parts.heading("Budget"))
+    console.print(_budget(plan))
+    console.print(parts.heading("Design"))
+    console.print(parts.facts(_design(plan)))
+    for text in plan.warnings:
+        console.print(Text("\nwarning ", style="yellow").append(parts.words(text), style="default"))
+
+
+def differs(plan: Plan, arm: ArmPlan) -> str:
+    """What makes an arm: its schedule where schedules differ, and its overrides beside that."""
+    schedules = {other.variant.schedule for other in plan.arms}
+    overrides = dict(plan.run.sweep.arms.get(arm.name) or {})
+    told = []
+    if len(schedules) > 1:
+        overrides.pop("model.compress_ratios", None)
+        told.append(arm.variant.schedule)
+    told += [f"{key}={_value(value)}" for key, value in overrides.items()]
+    return parts.words(", ".join(told)) or "as configured"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items()) + "}"
+    return str(value)
+
+
+def _arms(plan: Plan, width: int) -> Table:
+    """Figures of every arm; below each figure the difference to the baseline that the budget leaves."""
+    match = plan.run.budget.match
+    columns: list[tuple[str, str]] = [("param-\neters", "params"), ("active\nparams", "active_params")]
+    columns += [("FLOP per\ntoken", ""), ("KV bytes\nper token", "kv_bytes"), ("\nsteps", "")]
+    columns += [("tokens\nseen", "tokens"), ("FLOP per\ntrial", "flops")]
+    if width < parts.ROOMY:  # what is equal stands below the table
+        columns = [column for column in columns if column[1] != match]
+    table = parts.table("\narm", *((title, "right") for title, _ in columns))
+    for arm in plan.arms:
+        figures = {
+            "param-\neters": units.count(arm.params),
+            "active\nparams": units.count(arm.active_params),
+            "FLOP per\ntoken": units.count(arm.train_flops_per_token),
+            "KV bytes\nper token": f"{arm.kv_bytes_per_token:,.4g}"
+            if arm.kv_bytes_per_token < 1e4
+            else units.count(arm.kv_bytes_per_token),
+            "\nsteps": f"{arm.steps:,}",
+            "tokens\nseen": units.count(arm.tokens),
+            "FLOP per\ntrial": units.count(arm.steps * arm.step_mflop * units.MFLOP),
+        }
+        name = Text(parts.words(arm.name), style="bold")
+        if arm.is_baseline:
+            name.append("  baseline", style="not bold cyan")
+        cells: list[RenderableType] = [name.append(f"\n{differs(plan, arm)}", style="not bold dim")]
+        for title, currency in columns:
+            cell = Text(figures[title])
+            if currency and not arm.is_baseline and currency in arm.mismatch:
+                cell.append(f"\n{parts.percent(arm.mismatch[currency])}", style="dim")
+            cells.append(cell)
+        table.add_row(*cells)
+    return table
+
+
+def _equality(plan: Plan) -> Text:
+    match = plan.run.budget.match
+    tokens = {arm.tokens for arm in plan.arms}
+    shortfall = max(1 - arm.steps * arm.step_mflop / plan.trial_mflop for arm in plan.arms)
+    text = Text("equal between arms: ").append(EQUAL.get(match, match), style="bold")
+    if match == "tokens" and len(tokens) == 1:
+        text.append(f", {units.count(tokens.pop())} per trial")
+    else:
+        text.append(f", {units.compute(plan.trial_mflop)} per trial, to less than one step ({shortfall:.1%})")
+    return text.append("; below a figure: its difference to the baseline")
+
+
+def _budget(plan: Plan) -> Table:
+    sweep, arms = plan.run.sweep, len(plan.arms)
+    points, extensions, seeds = sweep.search.points, sweep.search.extensions, len(plan.confirm_seeds)
+    spread = f"{arms} arms × {points} learning rates"
+    if extensions:
+        spread += f", and up to {extensions} more each where the best is at an edge"
+    details = {
+        "search": (spread, arms * (points + extensions)),
+        "confirm": (f"{arms} arms × {seeds} fresh seeds, the same for all arms", arms * seeds),
+        "contingency": ("work done again after a crash; never an arm's", None),
+    }
+    table = parts.table("phase", ("trials", "right"), ("at most", "right"), "for")
+    for phase, cap in plan.caps.items():
+        text, trials = details.get(phase, ("", None))
+        table.add_row(phase, "" if trials is None else f"{trials:,}", units.compute(cap), Text(text, "dim"))
+    table.add_section()
+    per_trial = f"{units.compute(plan.trial_mflop)} per trial"
+    table.add_row(Text("total", "bold"), "", Text(units.compute(plan.total_mflop), "bold"), Text(per_trial))
+    return table
+
+
+def _design(plan: Plan) -> list[tuple[str, str | Text]]:
+    seeds, trainer = plan.confirm_seeds, plan.run.trainer
+    confirmed = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else ", ".join(map(str, seeds))
+    time = "unknown: no trial has been measured on this device"
+    if plan.estimated_seconds is not None:
+        time = f"about {units.duration(plan.estimated_seconds)}"
+    effect = Text(f"{plan.detectable_effect:.4f} nats", style="bold").append(
+        f" with 80 % power; paired noise {plan.noise_sd:.4f}, {parts.words(plan.noise_source)}", "not bold"
+    )
+    return [
+        ("detectable effect", effect),
+        ("equivalent within", f"±{plan.run.sweep.confirm.margin:g} nats"),
+        ("learning rates", ", ".join(map(parts.rate, plan.lr_grid))),
+        ("seeds", f"search {plan.search_seed}; confirm {confirmed}"),
+        (
+            "model and data",
+            f"{plan.run.model.name} on {plan.run.data.name}; "
+            f"{trainer.batch_size:,} sequences of {trainer.seq_len:,} tokens per step",
+        ),
+        ("workers", f"{plan.workers} on {trainer.device}"),
+        ("time", time),
+    ]
