@@ -8,13 +8,14 @@ Axis letters: b batch, s sequence, d hidden size, n residual streams, h heads, c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from components.cache import Cache, CannotDecode
 from components.spec import Cost, NoOptions, Site
 
 Aux = dict[str, Tensor]
@@ -25,6 +26,8 @@ class Component(nn.Module, ABC):
     """Base of all slots."""
 
     slot: ClassVar[str]
+    name: ClassVar[str]
+    """Name in the registry, which sets it."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Slots whose built instances the constructor takes as keyword arguments of the same names."""
 
@@ -68,7 +71,9 @@ class Position(Component):
     slot = "position"
 
     @abstractmethod
-    def rotate(self, x: Float[Tensor, "b s ... c"], positions: Int[Tensor, "s"]) -> Float[Tensor, "b s ... c"]:
+    def rotate(
+        self, x: Float[Tensor, "b s ... c"], positions: Int[Tensor, "s"]
+    ) -> Float[Tensor, "b s ... c"]:
         """Encode absolute `positions` into queries or keys; rotary channels are the last ones."""
 
     @abstractmethod
@@ -104,6 +109,21 @@ class Compressor(Component):
     def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
         """Entries of all complete blocks, normalised and rotated at each block's first position; t = s // ratio."""
 
+    def step(
+        self, x: Float[Tensor, "b s d"], position: Position, cache: Cache | None
+    ) -> tuple[Float[Tensor, "b t c"], Cache]:
+        """Entries of the blocks that the tokens `x` complete after those of `cache`.
+
+        Raises:
+            CannotDecode: the entry has no cache.
+        """
+        raise CannotDecode(f"compressor={self.name} cannot decode: it keeps no cache")
+
+
+EntryMass = Callable[[Bool[Tensor, "#b s t"]], Float[Tensor, "b s t"]]
+"""What the layer's real softmax (window, entries and sink together) gives to each entry, summed over heads and
+without gradient, if queries saw the entries of the mask. Costs the scores of attention over again."""
+
 
 class Indexer(Component):
     """Chooses which compressed entries a query attends to. No language-model gradient passes through the choice."""
@@ -115,23 +135,65 @@ class Indexer(Component):
         self,
         x: Float[Tensor, "b s d"],
         query_latent: Float[Tensor, "b s q"],
-        visible: Int[Tensor, "s"],
+        visible: Int[Tensor, "#b s"],
         position: Position,
+        mass: EntryMass,
     ) -> tuple[Tensor, Aux]:
         """A boolean mask [b, s, t] with at most `site.layer.topk` chosen entries per query, all of them visible.
 
         Args:
-            visible: number of entries that each query may see.
+            visible: number of entries that each query may see; 0 where a query does not count.
+            mass: what attention would give to entries, for those who learn from it or are judged by it.
         """
+
+    def step(
+        self,
+        x: Float[Tensor, "b s d"],
+        query_latent: Float[Tensor, "b s q"],
+        visible: Int[Tensor, "s"],
+        position: Position,
+        cache: Cache | None,
+    ) -> tuple[Bool[Tensor, "#b s t"], Cache]:
+        """The choice among all entries so far, for the tokens `x` after those of `cache`.
+
+        Raises:
+            CannotDecode: the entry has no cache.
+        """
+        raise CannotDecode(f"indexer={self.name} cannot decode: it keeps no cache")
 
 
 class Attention(Component):
-    """Mixes a sequence causally."""
+    """Mixes a sequence causally: no output depends on later tokens.
+
+    Packed documents come as rows of their own (`components/documents.py`), so that an entry needs to know nothing
+    of them: what it counts from the beginning of a row, it counts from the beginning of a document.
+    """
 
     slot = "attention"
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "b s d"]) -> tuple[Float[Tensor, "b s d"], Aux]: ...
+    def forward(
+        self, x: Float[Tensor, "b s d"], real: Bool[Tensor, "b s"] | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Aux]:
+        """Outputs, and auxiliary values that are means over real tokens.
+
+        Args:
+            real: False for what fills up rows after shorter documents, to be left out of auxiliary values; no
+                output that counts depends on it. None where every token is real.
+        """
+
+    def step(
+        self, x: Float[Tensor, "b s d"], cache: Cache | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Cache]:
+        """What `forward` gives for the tokens `x` after those of `cache`, and the cache with them in it.
+
+        Any number of tokens at a time; no cache is the beginning of a sequence. What is kept for a context has
+        exactly the bytes that `cost` says.
+
+        Raises:
+            CannotDecode: the entry has no cache.
+        """
+        raise CannotDecode(f"attention={self.name} cannot decode: it keeps no cache")
 
     @classmethod
     def default_layer(cls) -> Mapping[str, Any]:

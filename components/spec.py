@@ -66,7 +66,9 @@ class Cost:
         params: trainable parameters; equals `sum(p.numel())`.
         active_params: parameters that one token uses.
         flops: forward FLOPs per sequence (`afl-1`) whose backward costs twice as much again.
-        frozen_flops: forward FLOPs per sequence that no language-model gradient reaches (e.g. an indexer's).
+        detached_flops: forward FLOPs per sequence whose inputs take no gradient, only weights do, so that the
+            backward costs as much again (e.g. projections of an indexer that is trained).
+        frozen_flops: forward FLOPs per sequence that no gradient reaches (e.g. an untrained indexer's).
         kernel_flops: forward FLOPs per sequence that the kernels here really run and PyTorch's FLOP counter sees,
             masked work included; a test demands equality.
         kv_bytes: bytes of cache for a context of that length, at two bytes per element.
@@ -76,15 +78,22 @@ class Cost:
     params: int = 0
     active_params: int = 0
     flops: int = 0
+    detached_flops: int = 0
     frozen_flops: int = 0
     kernel_flops: int = 0
     kv_bytes: int = 0
     decode_flops: int = 0
 
     @property
+    def forward_flops(self) -> int:
+        """Forward FLOPs per sequence, whatever their backward costs."""
+        return self.flops + self.detached_flops + self.frozen_flops
+
+    @property
     def train_flops(self) -> int:
-        """Training FLOPs per sequence: three times the forward where gradient flows, once where none does."""
-        return 3 * self.flops + self.frozen_flops
+        """Training FLOPs per sequence: three times the forward where gradient flows, twice where only weights
+        take it, once where nothing does."""
+        return 3 * self.flops + 2 * self.detached_flops + self.frozen_flops
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)})

@@ -23,6 +23,17 @@ def attend(
         seen: which keys each query may attend to; at least one.
         sink: a logit per head that takes part in the softmax and carries no value.
     """
+    weights = joint_softmax(queries, keys, seen, sink).to(values.dtype)
+    return (weights.flatten(1, 2) @ values).view_as(queries)
+
+
+def joint_softmax(
+    queries: Float[Tensor, "n q h c"],
+    keys: Float[Tensor, "n k c"],
+    seen: Bool[Tensor, "#n q k"],
+    sink: Float[Tensor, "#n h"] | None,
+) -> Float[Tensor, "n q h k"]:
+    """The weights of `attend`, in at least 32 bits; with a sink they sum to less than one."""
     count, length, heads, width = queries.shape
     rows = (queries * width**-0.5).reshape(count, length * heads, width)
     hidden = torch.zeros(seen.shape, dtype=rows.dtype, device=rows.device).masked_fill_(~seen, -torch.inf)
@@ -32,8 +43,7 @@ def attend(
     if sink is not None:
         column = sink.to(logits.dtype)[:, None, :, None].expand(count, length, -1, -1)
         logits = torch.cat((logits, column), dim=-1)
-    weights = logits.softmax(dim=-1)[..., : keys.shape[1]].to(values.dtype)
-    return (weights.flatten(1, 2) @ values).view(count, length, heads, -1)
+    return logits.softmax(dim=-1)[..., : keys.shape[1]]
 
 
 SHORTEST = 16
@@ -95,7 +105,38 @@ def joint_attention(
     """
     batch, length, heads, width = queries.shape
     blocks = blocks or Blocks.best(length, window)
-    extra = blocks.count * blocks.size - length
+    rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
+    out = attend(rows, keys, keys, mask, None if sink is None else sink.unsqueeze(0))
+    return out.view(batch, -1, heads, width)[:, :length]
+
+
+@torch.no_grad()
+def entry_mass(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    sink: Float[Tensor, "h"] | None,
+    entries: Float[Tensor, "b t c"],
+    seen: Bool[Tensor, "#b s t"],
+) -> Float[Tensor, "b s t"]:
+    """What each entry gets of the softmax of `joint_attention`, summed over heads; carries no gradient."""
+    batch, length = queries.shape[:2]
+    blocks = Blocks.best(length, window)
+    rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
+    weights = joint_softmax(rows, keys, mask, None if sink is None else sink.unsqueeze(0))
+    return weights[..., blocks.keys :].sum(2).view(batch, -1, entries.shape[1])[:, :length]
+
+
+def _grouped(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    entries: Float[Tensor, "b t c"] | None,
+    seen: Bool[Tensor, "#b s t"] | None,
+    blocks: Blocks,
+) -> tuple[Float[Tensor, "n q h c"], Float[Tensor, "n k c"], Bool[Tensor, "n q k"]]:
+    """Blocks of queries, the keys that each reads (tokens, then entries), and which of them a query sees."""
+    extra = blocks.count * blocks.size - queries.shape[1]
 
     def grouped(x: Tensor, fill: float = 0.0) -> Tensor:
         """[b, s, ...] to [b, n, q, ...], the last block filled up."""
@@ -109,11 +150,8 @@ def joint_attention(
     if entries is not None and seen is not None and entries.shape[1]:
         keys.append(entries.unsqueeze(1).expand(-1, blocks.count, -1, -1))
         masks = [masks[0].expand(seen.shape[0], -1, -1, -1), grouped(seen)]
-    joined = torch.cat(keys, dim=2).flatten(0, 1)
-    mask = torch.cat(masks, dim=-1).expand(batch, -1, -1, -1).flatten(0, 1)
-    sink = None if sink is None else sink.unsqueeze(0)
-    out = attend(grouped(queries).flatten(0, 1), joined, joined, mask, sink)
-    return out.view(batch, -1, heads, width)[:, :length]
+    mask = torch.cat(masks, dim=-1).expand(len(queries), -1, -1, -1)
+    return grouped(queries).flatten(0, 1), torch.cat(keys, dim=2).flatten(0, 1), mask.flatten(0, 1)
 
 
 def in_window(blocks: Blocks, window: int, device: torch.device) -> Bool[Tensor, "n q k"]:

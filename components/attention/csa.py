@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from components.attention.core import entry_mass
 from components.attention.pairs import entry_pairs
 from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
 from components.registry import register
@@ -40,11 +41,20 @@ class CompressedSparseAttention(Trunk):
         self.indexer = indexer
 
     def compress(
-        self, x: Float[Tensor, "b s d"], latent: Float[Tensor, "b s q"]
+        self,
+        x: Float[Tensor, "b s d"],
+        latent: Float[Tensor, "b s q"],
+        queries: Float[Tensor, "b s h c"],
+        kv: Float[Tensor, "b s c"],
     ) -> tuple[Compressed | None, Aux]:
         visible = torch.arange(1, x.shape[1] + 1, device=x.device) // self.ratio
-        chosen, aux = self.indexer(x, latent, visible, self.position)
-        return (self.compressor(x, self.position), chosen), aux
+        entries = self.compressor(x, self.position)
+
+        def mass(seen: Bool[Tensor, "#b s t"]) -> Float[Tensor, "b s t"]:
+            return entry_mass(queries, kv, self.window, self.sink.logits(), entries, seen)
+
+        chosen, aux = self.indexer(x, latent, visible, self.position, mass)
+        return (entries, chosen), aux
 
     @classmethod
     def default_layer(cls) -> Mapping[str, Any]:

@@ -32,7 +32,11 @@ class HeavilyCompressedAttention(Trunk):
         self.compressor = compressor
 
     def compress(
-        self, x: Float[Tensor, "b s d"], latent: Float[Tensor, "b s q"]
+        self,
+        x: Float[Tensor, "b s d"],
+        latent: Float[Tensor, "b s q"],
+        queries: Float[Tensor, "b s h c"],
+        kv: Float[Tensor, "b s c"],
     ) -> tuple[Compressed | None, Aux]:
         entries = self.compressor(x, self.position)
         visible = torch.arange(1, x.shape[1] + 1, device=x.device) // self.ratio

@@ -63,13 +63,17 @@ class Trunk(Attention):
         queries = F.linear(latent, self.q_b).unflatten(-1, (self.heads, -1))
         queries = self.position.rotate(rms_norm(queries, None, self.eps), positions)
         kv = self.position.rotate(rms_norm(F.linear(x, self.kv), self.kv_norm, self.eps), positions)
-        compressed, aux = self.compress(x, latent)
+        compressed, aux = self.compress(x, latent, queries, kv)
         entries, seen = compressed or (None, None)
         mixed = joint_attention(queries, kv, self.window, self.sink.logits(), entries, seen)
         return self.output_projection(self.position.unrotate(mixed, positions)), aux
 
     def compress(
-        self, x: Float[Tensor, "b s d"], latent: Float[Tensor, "b s q"]
+        self,
+        x: Float[Tensor, "b s d"],
+        latent: Float[Tensor, "b s q"],
+        queries: Float[Tensor, "b s h c"],
+        kv: Float[Tensor, "b s c"],
     ) -> tuple[Compressed | None, Aux]:
         """What queries may attend to beyond the window."""
         return None, {}

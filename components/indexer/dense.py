@@ -6,7 +6,7 @@ from torch import Tensor
 
 from components.attention.pairs import entry_pairs
 from components.registry import register
-from components.slots import Aux, Indexer, Position
+from components.slots import Aux, EntryMass, Indexer, Position
 from components.spec import Cost, NoOptions, Site
 
 
@@ -26,18 +26,20 @@ class Dense(Indexer):
         query_latent: Float[Tensor, "b s q"],
         visible: Int[Tensor, "s"],
         position: Position,
+        mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
         seen = torch.arange(x.shape[1] // self.ratio, device=x.device) < visible.unsqueeze(1)
         return seen.expand(x.shape[0], -1, -1), {}
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:
-        """What attention reads beyond the `layer.topk` entries per query that its own cost counts."""
-        dims, layer = site.dims, site.layer
-        entries = seq_len // layer.ratio
-        per_pair = 4 * dims.num_attention_heads * dims.head_dim
-        pairs = entry_pairs(seq_len, layer.ratio) - entry_pairs(seq_len, layer.ratio, layer.topk)
-        return Cost(
-            flops=per_pair * pairs,
-            decode_flops=per_pair * (entries - min(entries, layer.topk)),
-        )
+        return unselected_cost(site, seq_len)
+
+
+def unselected_cost(site: Site, seq_len: int) -> Cost:
+    """What attention reads beyond the `layer.topk` entries per query that its own cost counts."""
+    dims, layer = site.dims, site.layer
+    entries = seq_len // layer.ratio
+    per_pair = 4 * dims.num_attention_heads * dims.head_dim
+    pairs = entry_pairs(seq_len, layer.ratio) - entry_pairs(seq_len, layer.ratio, layer.topk)
+    return Cost(flops=per_pair * pairs, decode_flops=per_pair * (entries - min(entries, layer.topk)))

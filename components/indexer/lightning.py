@@ -1,15 +1,22 @@
 """DeepSeek's lightning indexer: cheap scores choose the compressed entries that attention reads."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.attention.core import Blocks
 from components.attention.pairs import entry_pairs
 from components.compressor.gated import Gated
+from components.indexer.dense import unselected_cost
+from components.indexer.teaching import divergence, mass_recall
 from components.registry import register
-from components.slots import Aux, Indexer, Position
-from components.spec import Cost, NoOptions, Site
+from components.slots import Aux, EntryMass, Indexer, Position
+from components.spec import Cost, NoOptions, Site, searchable
+
+STAGES = ("none", "dense", "sparse")
 
 
 @register(
@@ -22,18 +29,40 @@ class Lightning(Indexer):
     `w = x weights^T / sqrt(c H)` of either sign; keys `k` by a gated compressor of width c over the same
     blocks. The choice is hard: no gradient of the language-model loss reaches any of these tensors. Of equal
     scores the earliest entry goes first. Where there are not more entries than `layer.topk`, all visible ones
-    are chosen and no score is computed.
+    are chosen.
+
+    It learns from `loss_weight` times the mean, over queries with a candidate, of `KL(p || softmax(scores))`
+    over candidates, where p is what the layer's real softmax gives them, summed over heads and normalised to
+    one. Inputs are detached, so that this loss moves no other tensor. In evaluation it reports how much of
+    the attention over all visible entries its choice keeps, for queries that see more than `layer.topk`.
 
     Attributes:
         q_b: [H*c, q_lora_rank].
         weights: [H, d].
+        stage: `train` of the options; may be set as training goes on.
     """
 
-    Config = NoOptions
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        """Options of `indexer/lightning`."""
 
-    def __init__(self, config: NoOptions, site: Site) -> None:
+        train: str = searchable("sparse", choices=STAGES)
+        """`dense`: attention reads all visible entries, and all are candidates; `sparse`: attention reads the
+        choice, and the chosen are candidates; `none`: no loss, and the choice stays as random as it starts."""
+        loss_weight: float = searchable(0.01, low=1e-3, high=1.0, log=True)
+        """Small, because optimizers here are blind to a gradient's scale, but clipping by the norm of all
+        gradients is not."""
+
+        def __post_init__(self) -> None:
+            if self.train not in STAGES:
+                raise ValueError(f"train={self.train!r} is not one of {', '.join(STAGES)}")
+            if not self.loss_weight > 0:
+                raise ValueError(f"loss_weight={self.loss_weight} must be positive; train=none means no loss")
+
+    def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         dims, layer = site.dims, site.layer
+        self.stage, self.loss_weight = config.train, config.loss_weight
         self.ratio, self.topk, self.heads = layer.ratio, layer.topk, dims.index_n_heads
         std, rows = dims.initializer_range, dims.index_n_heads * dims.index_head_dim
         self.q_b = nn.Parameter(torch.empty(rows, dims.q_lora_rank).normal_(0.0, std))
@@ -41,20 +70,32 @@ class Lightning(Indexer):
         self.compressor = Gated(NoOptions(), site, width=dims.index_head_dim)
         self.scale = rows**-0.5
 
-    @torch.no_grad()
     def forward(
         self,
         x: Float[Tensor, "b s d"],
         query_latent: Float[Tensor, "b s q"],
         visible: Int[Tensor, "s"],
         position: Position,
+        mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
-        entries = x.shape[1] // self.ratio
+        entries, learns = x.shape[1] // self.ratio, self.stage != "none"
         seen = torch.arange(entries, device=x.device) < visible.unsqueeze(1)
-        if entries <= self.topk:
-            return seen.expand(x.shape[0], -1, -1), {}
-        scores = self.scores(x, query_latent, position).masked_fill_(~seen, -torch.inf)
-        return highest(scores, self.topk).logical_and_(seen), {}
+        everything = seen.expand(x.shape[0], -1, -1)
+        if entries == 0 or (entries <= self.topk and not learns):
+            return everything, {}
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            scores = self.scores(x.detach(), query_latent.detach(), position)
+        best = everything
+        if entries > self.topk:
+            best = highest(scores.detach().masked_fill(~seen, -torch.inf), self.topk) & seen
+        chosen = everything if self.stage == "dense" else best
+        aux: Aux = {}
+        if learns:
+            loss = divergence(scores, mass(chosen), chosen)
+            aux |= {"loss/indexer": self.loss_weight * loss, "diag/indexer_kl": loss.detach()}
+        if not self.training and entries > self.topk:
+            aux["diag/indexer_recall"] = mass_recall(mass(everything), best, visible > self.topk)
+        return chosen, aux
 
     def scores(
         self, x: Float[Tensor, "b s d"], query_latent: Float[Tensor, "b s q"], position: Position
@@ -68,24 +109,38 @@ class Lightning(Indexer):
         return (products.relu() * weights.unsqueeze(-1)).sum(2)
 
     @staticmethod
-    def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:
-        """`2 (4 d c + q H c + d H)` per token with overlap, `2 H c` per visible pair; all of it frozen."""
+    def cost(config: Config, site: Site, seq_len: int) -> Cost:
+        """`2 (4 d c + q H c + d H)` per token with overlap, `2 H c` per visible pair.
+
+        Trained, projections cost twice their forward, because their inputs are detached, and scores three
+        times. Kernels then also run the scores of attention once more, for the teacher.
+        """
         dims, layer = site.dims, site.layer
-        compressor = Gated.cost(config, site, seq_len, dims.index_head_dim)
+        compressor = Gated.cost(NoOptions(), site, seq_len, dims.index_head_dim)
         width, entries = dims.index_n_heads * dims.index_head_dim, seq_len // layer.ratio
         own = width * dims.q_lora_rank + dims.index_n_heads * dims.hidden_size
-        runs = entries > layer.topk
-        return Cost(
+        projections = compressor.flops + 2 * own * seq_len
+        scores = 2 * width * entry_pairs(seq_len, layer.ratio)
+        kernels = compressor.kernel_flops + 2 * own * seq_len + 2 * width * seq_len * entries
+        cost = Cost(
             params=compressor.params + own,
             active_params=compressor.params + own,
-            frozen_flops=compressor.flops + 2 * own * seq_len + 2 * width * entry_pairs(seq_len, layer.ratio),
-            kernel_flops=runs * (compressor.kernel_flops + 2 * own * seq_len + 2 * width * seq_len * entries),
             kv_bytes=2 * dims.index_head_dim * entries,
             decode_flops=compressor.decode_flops + 2 * own + 2 * width * entries,
         )
+        if config.train == "none":
+            runs = entries > layer.topk
+            return cost + Cost(frozen_flops=projections + scores, kernel_flops=runs * kernels)
+        blocks = Blocks.best(seq_len, dims.sliding_window)
+        teacher_pairs = blocks.pairs + blocks.count * blocks.size * entries
+        teacher = 2 * dims.num_attention_heads * dims.head_dim * teacher_pairs
+        cost += Cost(
+            flops=scores, detached_flops=projections, kernel_flops=bool(entries) * (kernels + teacher)
+        )
+        return cost + unselected_cost(site, seq_len) if config.train == "dense" else cost
 
     @staticmethod
-    def check(config: NoOptions, site: Site, seq_len: int) -> None:
+    def check(config: Config, site: Site, seq_len: int) -> None:
         dims = site.dims
         for key in ("index_n_heads", "index_head_dim"):
             if getattr(dims, key) < 1:
@@ -99,14 +154,20 @@ class Lightning(Indexer):
             raise ValueError(f"index_topk={site.layer.topk} must be at least 1")
 
     @staticmethod
-    def warnings(config: NoOptions, site: Site, seq_len: int) -> list[str]:
+    def warnings(config: Config, site: Site, seq_len: int) -> list[str]:
         entries = seq_len // site.layer.ratio
-        if site.layer.topk < entries:
-            return []
-        return [
-            f"index_topk={site.layer.topk} has no effect: {seq_len} tokens have only {entries} compressed "
-            f"entries at ratio {site.layer.ratio}, and queries attend to all that they may see"
-        ]
+        if site.layer.topk >= entries:
+            return [
+                f"index_topk={site.layer.topk} has no effect: {seq_len} tokens have only {entries} "
+                f"compressed entries at ratio {site.layer.ratio}, and queries attend to all that they may see"
+            ]
+        if config.train == "none":
+            return ["train=none: nothing trains the indexer, and its choice stays as random as it starts"]
+        if config.train == "dense":
+            return [
+                f"train=dense: attention reads all visible entries, not the index_topk={site.layer.topk} best"
+            ]
+        return []
 
 
 def highest(scores: Float[Tensor, "... t"], count: int) -> Bool[Tensor, "... t"]:

@@ -32,7 +32,7 @@ def _by_equations(layer: Trunk, x: Tensor, window: int) -> Tensor:
     queries = rms_norm((latent @ layer.q_b.T).unflatten(-1, (layer.heads, -1)), None, layer.eps)
     queries = layer.position.rotate(queries[None], positions)[0]
     kv = layer.position.rotate(rms_norm(x @ layer.kv.T, layer.kv_norm, layer.eps)[None], positions)[0]
-    compressed, _ = layer.compress(x[None], latent[None])
+    compressed, _ = layer.compress(x[None], latent[None], queries[None], kv[None])
     out = torch.zeros_like(queries)
     sinks = cast(Tensor, layer.sink.logits())
     for t, head in itertools.product(range(len(x)), range(layer.heads)):

@@ -59,7 +59,7 @@ def test_training_runs_three_times_the_forward_where_gradient_flows(attention: s
         layer(inputs(site, 40))
     with FlopCounterMode(display=False) as both:
         layer(inputs(site, 40).requires_grad_())[0].sum().backward()
-    frozen = 2 * Lightning.cost(NoOptions(), site, 40).kernel_flops if attention == "csa" else 0
+    frozen = 2 * Lightning.cost(Lightning.Config(), site, 40).kernel_flops if attention == "csa" else 0
     assert both.get_total_flops() == 3 * forward.get_total_flops() - 2 * frozen
 
 
@@ -74,12 +74,14 @@ def test_flops_follow_the_formulas_per_token() -> None:
     chosen = sum(min(3, (t + 1) // 4) for t in range(s))
     visible = sum((t + 1) // 4 for t in range(s))
     cost = total_cost(make_site("csa"), s)
-    assert cost.flops == trunk + 2 * s * 4 * d * c + 4 * h * c * (window + chosen)
-    assert cost.frozen_flops == 2 * s * (4 * d * 8 + q * 3 * 8 + d * 3) + 2 * 3 * 8 * visible
-    assert cost.train_flops == 3 * cost.flops + cost.frozen_flops
-    assert total_cost(make_site("csa"), s, indexer="dense").flops == cost.flops + 4 * h * c * (
-        visible - chosen
-    )
+    attention = trunk + 2 * s * 4 * d * c + 4 * h * c * (window + chosen)
+    scores = 2 * 3 * 8 * visible
+    assert cost.flops == attention + scores
+    assert cost.detached_flops == 2 * s * (4 * d * 8 + q * 3 * 8 + d * 3)
+    assert cost.frozen_flops == 0
+    assert cost.train_flops == 3 * attention + 3 * scores + 2 * cost.detached_flops
+    everything = total_cost(make_site("csa"), s, indexer="dense")
+    assert everything.flops == attention + 4 * h * c * (visible - chosen)
     dense = total_cost(make_site("dense"), s, output_projection="dense")
     assert dense.flops == 2 * s * (2 * d * h * c + 2 * d * 2 * c) + 4 * h * c * s * (s + 1) // 2
 

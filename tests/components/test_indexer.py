@@ -5,11 +5,16 @@ from torch import Tensor
 
 from components.indexer.lightning import Lightning, highest
 from components.slots import Indexer, Position
-from components.spec import NoOptions, Site
+from components.spec import Site
+
+
+def unasked(seen: Tensor) -> Tensor:
+    """Stands for attention where nobody should ask it."""
+    raise AssertionError(f"attention was asked about {tuple(seen.shape)}")
 
 
 def _indexer(site: Site) -> tuple[Lightning, Position]:
-    layer, rope = make_part("indexer", site).double(), make_part("position", site)
+    layer, rope = make_part("indexer", site, train="none").double(), make_part("position", site)
     randomise(layer)
     assert isinstance(layer, Lightning)
     assert isinstance(rope, Position)
@@ -29,7 +34,7 @@ def test_the_highest_of_the_visible_entries_are_chosen_for_each_query_by_itself(
     site = make_site("csa")
     layer, rope = _indexer(site)
     x, latent = inputs(site, 41), _latent(site, 41)
-    chosen, aux = layer(x, latent, _visible(41), rope)
+    chosen, aux = layer(x, latent, _visible(41), rope, unasked)
     assert chosen.shape == (2, 41, 10)
     assert aux == {}
     keys = layer.compressor(x, rope)
@@ -55,10 +60,10 @@ def test_weights_keep_their_sign() -> None:
     site = make_site("csa")
     layer, rope = _indexer(site)
     x, latent = inputs(site, 41), _latent(site, 41)
-    before = layer(x, latent, _visible(41), rope)[0]
+    before = layer(x, latent, _visible(41), rope, unasked)[0]
     with torch.no_grad():
         layer.weights.neg_()
-    after = layer(x, latent, _visible(41), rope)[0]
+    after = layer(x, latent, _visible(41), rope, unasked)[0]
     assert not torch.equal(before, after)
     assert torch.equal(before.sum(-1), after.sum(-1))
 
@@ -68,27 +73,31 @@ def test_with_enough_room_every_visible_entry_is_chosen_without_a_score() -> Non
     layer, rope = _indexer(site)
     with torch.no_grad():
         layer.q_b.fill_(torch.nan)
-    chosen = layer(inputs(site, 41), _latent(site, 41), _visible(41), rope)[0]
+    chosen = layer(inputs(site, 41), _latent(site, 41), _visible(41), rope, unasked)[0]
     assert torch.equal(chosen.sum(-1), _visible(41).expand(2, -1))
     dense = make_part("indexer", site, "dense")
     assert isinstance(dense, Indexer)
-    assert torch.equal(dense(inputs(site, 41), _latent(site, 41), _visible(41), rope)[0], chosen)
+    assert torch.equal(dense(inputs(site, 41), _latent(site, 41), _visible(41), rope, unasked)[0], chosen)
 
 
 def test_no_gradient_passes() -> None:
     site = make_site("csa")
     layer, rope = _indexer(site)
     x, latent = inputs(site, 41).requires_grad_(), _latent(site, 41).requires_grad_()
-    assert not layer(x, latent, _visible(41), rope)[0].requires_grad
+    assert not layer(x, latent, _visible(41), rope, unasked)[0].requires_grad
 
 
 def test_impossible_sizes_are_named_and_an_idle_indexer_is_told() -> None:
-    none = NoOptions()
+    none, sparse = Lightning.Config(train="none"), Lightning.Config()
     with pytest.raises(ValueError, match="index_head_dim=2 must be even and at least qk_rope_head_dim=4"):
         Lightning.check(none, make_site("csa", index_head_dim=2), 64)
     with pytest.raises(ValueError, match="index_topk=0 must be at least 1"):
         Lightning.check(none, make_site("csa", {"topk": 0}), 64)
-    assert Lightning.warnings(none, make_site("csa"), 64) == []
+    assert Lightning.warnings(sparse, make_site("csa"), 64) == []
+    assert "as random as it starts" in Lightning.warnings(none, make_site("csa"), 64)[0]
+    assert (
+        "all visible entries" in Lightning.warnings(Lightning.Config(train="dense"), make_site("csa"), 64)[0]
+    )
     told = Lightning.warnings(none, make_site("csa", {"topk": 16}), 64)
     assert told == [
         "index_topk=16 has no effect: 64 tokens have only 16 compressed entries at ratio 4, "
