@@ -61,6 +61,7 @@ def register(name: str, *, source: str) -> Callable[[C], C]:
         key = (cls.slot, name)
         if key in _entries and _entries[key].cls.__qualname__ != cls.__qualname__:
             raise ValueError(f"{cls.slot}/{name} is already registered by {_entries[key].cls}; {cls} wants the same name")
+        cls.name = name
         _entries[key] = Entry(slot=cls.slot, name=name, cls=cls, source=source)
         return cls
 

@@ -135,7 +135,7 @@ class Indexer(Component):
         self,
         x: Float[Tensor, "b s d"],
         query_latent: Float[Tensor, "b s q"],
-        visible: Int[Tensor, "#b s"],
+        visible: Int[Tensor, "*b s"],
         position: Position,
         mass: EntryMass,
     ) -> tuple[Tensor, Aux]:
