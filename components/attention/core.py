@@ -24,7 +24,7 @@ def attend(
         sink: a logit per head that takes part in the softmax and carries no value.
     """
     weights = joint_softmax(queries, keys, seen, sink).to(values.dtype)
-    return (weights.flatten(1, 2) @ values).view_as(queries)
+    return (weights.flatten(1, 2) @ values).view(*queries.shape[:3], -1)
 
 
 def joint_softmax(
