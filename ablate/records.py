@@ -196,15 +196,15 @@ class LrCurve:
     """Tuning of one arm: every search trial, and the quadratic through the best points in log2 of the rate.
 
     Attributes:
-        best: grid point with the lowest loss, used for the confirm phase.
-        optimum: vertex of the quadratic, None where it is not convex.
+        best: rate of the lowest loss among trials that completed, which is confirmed; None if none did.
+        optimum: vertex of the quadratic, None where it is not convex or lies beyond the rates tried.
         at_edge: the best point is the lowest or highest tried.
     """
 
     arm: str
     points: tuple[tuple[float, float, str], ...]
     """(learning rate, loss, outcome), by rate."""
-    best: float
+    best: float | None
     optimum: float | None
     at_edge: bool
     tuning_mflop: int
@@ -229,8 +229,11 @@ class Verdict:
     Attributes:
         delta, low, high: mean paired difference in nats and its 95 % t-interval.
         p_t, p_flip, p_holm: paired t, exact sign-flip, and Holm-adjusted paired t over the sweep's contrasts.
-        p_tost: equivalence within `margin`.
-        detectable: effect this design finds with 80 % power at the observed noise.
+        p_tost: equivalence within `margin`, not adjusted.
+        sd: standard deviation of the paired differences. With a single pair it is infinite, as are the
+            interval and `detectable`, and every p is 1.
+        detectable: effect this design finds with 80 % power at the observed noise and Holm's strictest step.
+        search_loss: of the search trial whose rate was confirmed, which is never evidence.
         level: evidence level L0 … L3 (methodology §F).
         sentence: the verdict in one deterministic line.
     """
@@ -251,8 +254,8 @@ class Verdict:
     margin: float
     detectable: float
     loss: float
-    bpb: float
-    search_loss: float
+    bpb: float | None
+    search_loss: float | None
     lr: float
     level: str
     caveats: tuple[Caveat, ...]

@@ -1,4 +1,4 @@
-"""The statistics of verdicts: paired contrasts, power, multiplicity, and the optimum of a learning-rate curve.
+"""Statistics of verdicts: paired contrasts, power, multiplicity, and the optimum of a learning-rate curve.
 
 Methodology §C. Losses are nats per token, and negative differences are improvements.
 """
@@ -6,6 +6,7 @@ Methodology §C. Losses are nats per token, and negative differences are improve
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ RESAMPLES = 99_999
 """Random patterns of signs for more pairs than that."""
 
 _CERTAIN = 1e5
-"""Noncentrality beyond which power is not computed: SciPy's series ends near it, and power is 1 long before."""
+"""Largest noncentrality that power is computed for: SciPy's series ends near it, and power is 1 before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,9 @@ def contrast(a: ArrayLike, b: ArrayLike, margin: float, confidence: float = 0.95
     else:
         half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n)
         p_t = float(stats.ttest_rel(x, y).pvalue)
-        p_better = float(stats.ttest_1samp(d, margin, alternative="less").pvalue)
-        p_worse = float(stats.ttest_1samp(d, -margin, alternative="greater").pvalue)
+        below: Any = stats.ttest_1samp(d, margin, alternative="less")
+        above: Any = stats.ttest_1samp(d, -margin, alternative="greater")
+        p_better, p_worse = float(below.pvalue), float(above.pvalue)
     return Contrast(
         n=n,
         delta=delta,
@@ -161,7 +163,8 @@ def mde(n: int, alpha: float, chance: float = 0.8) -> float:
     high = 1.0
     while missing(high) < 0:
         high *= 2
-    return float(brentq(missing, 0.0, high, xtol=1e-9)) if missing(0.0) < 0 else 0.0
+    root: Any = brentq(missing, 0.0, high, xtol=1e-9) if missing(0.0) < 0 else 0.0
+    return float(root)
 
 
 def seeds_needed(effect_over_sd: float, alpha: float, chance: float = 0.8, most: int = 10_000) -> int | None:
@@ -181,7 +184,8 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     """P-values adjusted by Holm's step-down procedure, in the order given."""
     from statsmodels.stats.multitest import multipletests
 
-    return [float(p) for p in multipletests(pvalues, method="holm")[1]] if len(pvalues) else []
+    adjusted: Any = multipletests(pvalues, method="holm")[1] if len(pvalues) else []
+    return [float(p) for p in adjusted]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,224 @@
+"""From the trials of a study to its learning-rate curves and verdicts. Pure functions of plan and trials.
+
+The search chooses learning rates; only confirm trials, on seeds of their own, enter a difference.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from ablate import caveats, rounds, stats
+from ablate.caveats import Evidence, loss
+from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, VerdictKind
+
+CONFIDENCE = 0.95
+
+_ESTABLISHED = 5
+"""Pairs from which a difference of tuned arms is established (level L2)."""
+
+_FITTED = 5
+"""Best points that the quadratic of a learning-rate curve goes through."""
+
+
+def lr_curves(plan: Plan, rows: Sequence[TrialRow]) -> tuple[LrCurve, ...]:
+    """Tuning of every arm of which a search trial has come to a loss, in the order of the plan."""
+    curves = []
+    for arm in plan.arms:
+        own = [row for row in _phase(rows, "search") if row.spec.arm == arm.name]
+        tried = [(row.spec.lr, loss(row), row.state) for row in own]
+        points = tuple(sorted((lr, value, state) for lr, value, state in tried if value is not None))
+        if points:
+            curves.append(
+                LrCurve(
+                    arm=arm.name,
+                    points=points,
+                    best=rounds.best_rate(tried),
+                    optimum=_optimum(points, plan.run.sweep.search.factor),
+                    at_edge=rounds.at_edge(tried),
+                    tuning_mflop=sum(row.result.useful_mflop for row in own if row.result),
+                )
+            )
+    return tuple(curves)
+
+
+def _optimum(points: Sequence[tuple[float, float, str]], factor: float) -> float | None:
+    """Vertex through the best points; None where they are not convex, or it is beyond what was tried."""
+    complete = sorted((value, lr) for lr, value, state in points if state == "complete")[:_FITTED]
+    found = stats.quadratic_optimum([math.log2(lr) for _, lr in complete], [value for value, _ in complete])
+    if found is None:
+        return None
+    rates = [math.log2(lr) for lr, _, _ in points]
+    half = math.log2(factor) / 2
+    return 2**found.x if min(rates) - half <= found.x <= max(rates) + half else None
+
+
+def verdicts(plan: Plan, rows: Sequence[TrialRow]) -> tuple[Verdict, ...]:
+    """A verdict for every arm that shares at least one confirm seed with the baseline.
+
+    Holm's procedure runs over all contrasts that the sweep planned; those without a pair yet count as p = 1.
+    """
+    settings = plan.run.sweep.confirm
+    confirmed = _phase(rows, "confirm")
+    others = [arm for arm in plan.arms if not arm.is_baseline]
+    paired = {arm.name: _pairs(confirmed, arm, plan.baseline) for arm in others}
+    contrasts = {
+        name: stats.contrast(*_losses(pairs), settings.margin, CONFIDENCE)
+        for name, pairs in paired.items()
+        if pairs
+    }
+    adjusted = stats.holm([contrasts[arm.name].p_t if arm.name in contrasts else 1.0 for arm in others])
+    curves = lr_curves(plan, rows)
+    made = []
+    for arm, p_holm in zip(others, adjusted, strict=True):
+        if arm.name not in contrasts:
+            continue
+        contrast = contrasts[arm.name]
+        found = _kind(contrast, p_holm, settings.alpha)
+        both = (arm.name, plan.baseline.name)
+        evidence = Evidence(
+            plan=plan,
+            arm=arm,
+            baseline=plan.baseline,
+            pairs=paired[arm.name],
+            confirmed=tuple(row for row in confirmed if row.spec.arm in both),
+            searched=tuple(row for row in _phase(rows, "search") if row.spec.arm in both),
+            curves=tuple(curve for name in both for curve in curves if curve.arm == name),
+            contrast=contrast,
+            alpha=settings.alpha / len(others),
+            decided=found != "inconclusive",
+        )
+        made.append(_verdict(evidence, found, p_holm, len(others)))
+    return tuple(made)
+
+
+def _phase(rows: Sequence[TrialRow], phase: str) -> list[TrialRow]:
+    return [row for row in rows if row.spec.phase == phase]
+
+
+def _pairs(
+    confirmed: Sequence[TrialRow], arm: ArmPlan, baseline: ArmPlan
+) -> tuple[tuple[TrialRow, TrialRow], ...]:
+    """Trials with a loss of both arms by replicate, in its order."""
+    own, base = (
+        {row.spec.replicate: row for row in confirmed if row.spec.arm == a.name and loss(row) is not None}
+        for a in (arm, baseline)
+    )
+    return tuple((own[i], base[i]) for i in sorted(own.keys() & base.keys()))
+
+
+def _losses(pairs: Sequence[tuple[TrialRow, TrialRow]]) -> tuple[list[float], list[float]]:
+    own, base = (
+        [value for row in side if (value := loss(row)) is not None] for side in zip(*pairs, strict=True)
+    )
+    return own, base
+
+
+def _kind(contrast: stats.Contrast, p_holm: float, alpha: float) -> VerdictKind:
+    """What the difference says by itself, before any caveat."""
+    if p_holm < alpha and contrast.high < 0:
+        return "helps"
+    if p_holm < alpha and contrast.low > 0:
+        return "hurts"
+    return "equivalent" if contrast.p_tost < alpha else "inconclusive"
+
+
+def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> Verdict:
+    contrast, settings = e.contrast, e.plan.run.sweep.confirm
+    own = [row for row, _ in e.pairs]
+    raised = caveats.raised(e)
+    kind = "inconclusive" if any(caveat.blocks for caveat in raised) else found
+    detectable = contrast.sd * stats.mde(contrast.n, e.alpha)
+    level = _level(e)
+    bits = [row.result.val_bpb for row in own if row.result and row.result.val_bpb is not None]
+    return Verdict(
+        arm=e.arm.name,
+        baseline=e.baseline.name,
+        kind=kind,
+        n=contrast.n,
+        delta=contrast.delta,
+        low=contrast.low,
+        high=contrast.high,
+        sd=contrast.sd,
+        rho=contrast.rho,
+        p_t=contrast.p_t,
+        p_flip=contrast.p_flip,
+        p_holm=p_holm,
+        p_tost=contrast.p_tost,
+        margin=settings.margin,
+        detectable=detectable,
+        loss=statistics.fmean(_losses(e.pairs)[0]),
+        bpb=statistics.fmean(bits) if bits else None,
+        search_loss=caveats.search_loss(e.searched, e.arm.name, own[0].spec.lr),
+        lr=own[0].spec.lr,
+        level=level,
+        caveats=raised,
+        sentence=_sentence(e, kind, p_holm, contrasts, detectable, level, raised),
+    )
+
+
+def _level(e: Evidence) -> str:
+    """Evidence level of methodology §F; more than one size, which L3 needs, is more than one study."""
+    if e.contrast.n < caveats.FEW_PAIRS:
+        return "L0"
+    tuned = len(e.curves) == 2 and not any(curve.at_edge for curve in e.curves)
+    return "L2" if e.contrast.n >= _ESTABLISHED and tuned else "L1"
+
+
+def _sentence(
+    e: Evidence,
+    kind: VerdictKind,
+    p_holm: float,
+    contrasts: int,
+    detectable: float,
+    level: str,
+    raised: Sequence[Caveat],
+) -> str:
+    c = e.contrast
+    equal = {"flops": "FLOPs"}.get(e.plan.run.budget.match, e.plan.run.budget.match)
+    names = f"{e.arm.name} vs {e.baseline.name}"
+    if c.n == 1:
+        head = f"{names}: {c.delta:+.3f} nats at equal {equal} (n=1 paired seed)"
+    else:
+        p = "p<0.001" if p_holm < 0.001 else f"p={p_holm:.3f}"
+        head = (
+            f"{names}: {c.delta:+.3f} ± {(c.high - c.low) / 2:.3f} nats at equal {equal} "
+            f"({CONFIDENCE:.0%} t-CI, n={c.n} paired seeds, {p} Holm/{contrasts})"
+        )
+    costs = ", ".join(f"{name} {value:+.0%}" for name, value in _costs(e) if round(value, 2))
+    ids = ", ".join(dict.fromkeys(caveat.id for caveat in raised))
+    parts = [
+        f"{head}; {costs}" if costs else head,
+        f"Level {level}",
+        _outcome(e, kind, detectable, raised),
+        ids,
+    ]
+    return ". ".join(part for part in parts if part) + "."
+
+
+def _outcome(e: Evidence, kind: VerdictKind, detectable: float, raised: Sequence[Caveat]) -> str:
+    settings = e.plan.run.sweep.confirm
+    if kind == "equivalent":
+        return f"EQUIVALENT within {settings.margin:g}"
+    if kind != "inconclusive":
+        return kind.upper()
+    if any(caveat.blocks for caveat in raised):
+        return "INCONCLUSIVE (blocked)"
+    worse = f", NON-INFERIOR by {settings.margin:g}" if e.contrast.p_noninferior < settings.alpha else ""
+    return f"INCONCLUSIVE (detectable {detectable:.3f}){worse}"
+
+
+def _costs(e: Evidence) -> list[tuple[str, float]]:
+    """What the budget leaves unequal, relative to the baseline."""
+    names = {"flops": "FLOPs", "tokens": "tokens", "params": "params", "kv_bytes": "KV"}
+    costs = [(names[key], e.arm.mismatch[key]) for key in names if key in e.arm.mismatch]
+    seconds = [
+        (own.result.seconds, base.result.seconds)
+        for own, base in e.pairs
+        if own.result
+        and base.result
+        and own.state == base.state == "complete"
+        and not (own.reused_from or base.reused_from)
+    ]
+    if seconds and (whole := sum(base for _, base in seconds)) > 0:
+        costs.append(("wall", sum(own for own, _ in seconds) / whole - 1))
+    return costs
