@@ -1,9 +1,10 @@
 """The language model that a variant describes, assembled from components."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -11,9 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.variant import Variant
+from components.cache import Cache
+from components.documents import Documents
 from components.precision import at_least_float32
 from components.slots import FFN, Attention, Aux, Norm, Residual
 from components.spec import Layer, Site
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,34 @@ class Block(nn.Module):
         self.ffn = cast(FFN, variant.part("ffn", layer).build())
 
     def forward(
-        self, state: Float[Tensor, "b s n d"], token_ids: Int[Tensor, "b s"]
+        self,
+        state: Float[Tensor, "b s n d"],
+        token_ids: Int[Tensor, "b s"],
+        documents: Documents | None = None,
     ) -> tuple[Float[Tensor, "b s n d"], Aux]:
+        attention = self.attention if documents is None else partial(documents.each, self.attention)
+        state, attention_aux, ffn_aux = self._sites(state, token_ids, attention)
+        return state, self._named("attention", attention_aux) | self._named("ffn", ffn_aux)
+
+    def step(
+        self, state: Float[Tensor, "b s n d"], token_ids: Int[Tensor, "b s"], cache: Cache | None
+    ) -> tuple[Float[Tensor, "b s n d"], Cache]:
+        """The layer for tokens after those of `cache`, and the cache with them in it."""
+        state, cache, _ = self._sites(state, token_ids, lambda x: self.attention.step(x, cache))
+        return state, cache
+
+    def _sites(
+        self,
+        state: Float[Tensor, "b s n d"],
+        token_ids: Int[Tensor, "b s"],
+        attention: Callable[[Tensor], tuple[Tensor, T]],
+    ) -> tuple[Float[Tensor, "b s n d"], T, Aux]:
         x, carry = self.attention_residual.read(state)
-        y, attention_aux = self.attention(self.attention_norm(x))
+        y, beside = attention(self.attention_norm(x))
         state = self.attention_residual.write(state, y, carry)
         x, carry = self.ffn_residual.read(state)
-        y, ffn_aux = self.ffn(self.ffn_norm(x), token_ids)
-        state = self.ffn_residual.write(state, y, carry)
-        return state, self._named("attention", attention_aux) | self._named("ffn", ffn_aux)
+        y, aux = self.ffn(self.ffn_norm(x), token_ids)
+        return self.ffn_residual.write(state, y, carry), beside, aux
 
     def _named(self, branch: str, aux: Aux) -> Aux:
         """`diag/max_vio` becomes `diag/layers.3/ffn/max_vio`."""
@@ -80,23 +104,58 @@ class LanguageModel(nn.Module):
         self.norm = cast(Norm, variant.part("norm", last).build())
         self.head = nn.Parameter(torch.empty(shape).normal_(0.0, std))
 
-    def forward(self, input_ids: Int[Tensor, "b s"], labels: Int[Tensor, "b s"] | None = None) -> Output:
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b s"],
+        labels: Int[Tensor, "b s"] | None = None,
+        doc_ids: Int[Tensor, "b s"] | None = None,
+    ) -> Output:
         """Logits for every position.
 
         Args:
             labels: the token that each position should predict (inputs shifted by one already); positions
-                with -100 are left out of the loss.
+                with -100 are left out of the loss, and so should be the last ones of packed documents.
+            doc_ids: which document each token belongs to, never decreasing along a sequence. Each document
+                then gets the logits that it would get alone. Without ids a sequence is one document.
+
+        Raises:
+            ValueError: ids decrease along a sequence.
         """
-        state = F.embedding(input_ids, self.embedding).unsqueeze(2).expand(-1, -1, self.streams, -1)
+        documents = None if doc_ids is None else Documents.of(doc_ids)
+        state = self._embed(input_ids)
         aux: Aux = {}
         for layer in self.layers:
-            state, more = layer(state, input_ids)
+            state, more = layer(state, input_ids, documents)
             aux |= more
-        logits = F.linear(self.norm(self.collapse(state)), self.head)
+        logits = self._logits(state)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), labels.flatten())
         return Output(logits, loss, aux)
+
+    @torch.no_grad()
+    def decode(
+        self, input_ids: Int[Tensor, "b s"], caches: Sequence[Cache] | None = None
+    ) -> tuple[Float[Tensor, "b s v"], tuple[Cache, ...]]:
+        """Logits for tokens after those of `caches` (from the beginning without), and the next caches.
+
+        Any split of a sequence into calls gives the logits of one forward pass.
+
+        Raises:
+            CannotDecodeError: a component keeps no cache.
+        """
+        state = self._embed(input_ids)
+        after: list[Cache] = []
+        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
+            state, cache = cast(Block, layer).step(state, input_ids, cache)
+            after.append(cache)
+        return self._logits(state), tuple(after)
+
+    def _embed(self, input_ids: Int[Tensor, "b s"]) -> Float[Tensor, "b s n d"]:
+        return F.embedding(input_ids, self.embedding).unsqueeze(2).expand(-1, -1, self.streams, -1)
+
+    def _logits(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s v"]:
+        return F.linear(self.norm(self.collapse(state)), self.head)
 
     def after_step(self) -> None:
         """Let components that balance or adapt without gradients do so; call after every optimizer step."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class CannotDecode(ValueError):
+class CannotDecodeError(ValueError):
     """A component that has no way to go on from a cache."""
 
 

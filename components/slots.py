@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from components.cache import Cache, CannotDecode
+from components.cache import Cache, CannotDecodeError
 from components.spec import Cost, NoOptions, Site
 
 Aux = dict[str, Tensor]
@@ -115,9 +115,9 @@ class Compressor(Component):
         """Entries of the blocks that the tokens `x` complete after those of `cache`.
 
         Raises:
-            CannotDecode: the entry has no cache.
+            CannotDecodeError: the entry has no cache.
         """
-        raise CannotDecode(f"compressor={self.name} cannot decode: it keeps no cache")
+        raise CannotDecodeError(f"compressor={self.name} cannot decode: it keeps no cache")
 
 
 EntryMass = Callable[[Bool[Tensor, "#b s t"]], Float[Tensor, "b s t"]]
@@ -157,16 +157,16 @@ class Indexer(Component):
         """The choice among all entries so far, for the tokens `x` after those of `cache`.
 
         Raises:
-            CannotDecode: the entry has no cache.
+            CannotDecodeError: the entry has no cache.
         """
-        raise CannotDecode(f"indexer={self.name} cannot decode: it keeps no cache")
+        raise CannotDecodeError(f"indexer={self.name} cannot decode: it keeps no cache")
 
 
 class Attention(Component):
     """Mixes a sequence causally: no output depends on later tokens.
 
-    Packed documents come as rows of their own (`components/documents.py`), so that an entry needs to know nothing
-    of them: what it counts from the beginning of a row, it counts from the beginning of a document.
+    Packed documents come as rows of their own (`components/documents.py`), so that an entry needs to know
+    nothing of them: what it counts from the beginning of a row, it counts from the beginning of a document.
     """
 
     slot = "attention"
@@ -187,13 +187,13 @@ class Attention(Component):
     ) -> tuple[Float[Tensor, "b s d"], Cache]:
         """What `forward` gives for the tokens `x` after those of `cache`, and the cache with them in it.
 
-        Any number of tokens at a time; no cache is the beginning of a sequence. What is kept for a context has
-        exactly the bytes that `cost` says.
+        Any number of tokens at a time; no cache is the beginning of a sequence. What is kept for a context
+        has exactly the bytes that `cost` says.
 
         Raises:
-            CannotDecode: the entry has no cache.
+            CannotDecodeError: the entry has no cache.
         """
-        raise CannotDecode(f"attention={self.name} cannot decode: it keeps no cache")
+        raise CannotDecodeError(f"attention={self.name} cannot decode: it keeps no cache")
 
     @classmethod
     def default_layer(cls) -> Mapping[str, Any]:

@@ -46,8 +46,11 @@ class CompressedSparseAttention(Trunk):
         latent: Float[Tensor, "b s q"],
         queries: Float[Tensor, "b s h c"],
         kv: Float[Tensor, "b s c"],
+        real: Bool[Tensor, "b s"] | None = None,
     ) -> tuple[Compressed | None, Aux]:
         visible = torch.arange(1, x.shape[1] + 1, device=x.device) // self.ratio
+        if real is not None:
+            visible = visible * real
         entries = self.compressor(x, self.position)
 
         def mass(seen: Bool[Tensor, "#b s t"]) -> Float[Tensor, "b s t"]:

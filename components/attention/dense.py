@@ -1,7 +1,7 @@
 """Full causal attention with separate keys and values: multi-head, grouped-query or multi-query."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,7 +53,9 @@ class DenseAttention(Attention):
         self.sink = sink
         self.output_projection = output_projection
 
-    def forward(self, x: Float[Tensor, "b s d"]) -> tuple[Float[Tensor, "b s d"], Aux]:
+    def forward(
+        self, x: Float[Tensor, "b s d"], real: Bool[Tensor, "b s"] | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Aux]:
         batch, length, _ = x.shape
         positions = torch.arange(length, device=x.device)
         queries = self.position.rotate(F.linear(x, self.q).unflatten(-1, (-1, self.width)), positions)

@@ -1,7 +1,7 @@
 """Heavily compressed attention (HCA) of DeepSeek-V4."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from components.attention.pairs import entry_pairs
@@ -37,6 +37,7 @@ class HeavilyCompressedAttention(Trunk):
         latent: Float[Tensor, "b s q"],
         queries: Float[Tensor, "b s h c"],
         kv: Float[Tensor, "b s c"],
+        real: Bool[Tensor, "b s"] | None = None,
     ) -> tuple[Compressed | None, Aux]:
         entries = self.compressor(x, self.position)
         visible = torch.arange(1, x.shape[1] + 1, device=x.device) // self.ratio

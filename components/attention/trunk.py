@@ -57,13 +57,15 @@ class Trunk(Attention):
         self.sink = sink
         self.output_projection = output_projection
 
-    def forward(self, x: Float[Tensor, "b s d"]) -> tuple[Float[Tensor, "b s d"], Aux]:
+    def forward(
+        self, x: Float[Tensor, "b s d"], real: Bool[Tensor, "b s"] | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Aux]:
         positions = torch.arange(x.shape[1], device=x.device)
         latent = rms_norm(F.linear(x, self.q_a), self.q_a_norm, self.eps)
         queries = F.linear(latent, self.q_b).unflatten(-1, (self.heads, -1))
         queries = self.position.rotate(rms_norm(queries, None, self.eps), positions)
         kv = self.position.rotate(rms_norm(F.linear(x, self.kv), self.kv_norm, self.eps), positions)
-        compressed, aux = self.compress(x, latent, queries, kv)
+        compressed, aux = self.compress(x, latent, queries, kv, real)
         entries, seen = compressed or (None, None)
         mixed = joint_attention(queries, kv, self.window, self.sink.logits(), entries, seen)
         return self.output_projection(self.position.unrotate(mixed, positions)), aux
@@ -74,6 +76,7 @@ class Trunk(Attention):
         latent: Float[Tensor, "b s q"],
         queries: Float[Tensor, "b s h c"],
         kv: Float[Tensor, "b s c"],
+        real: Bool[Tensor, "b s"] | None = None,
     ) -> tuple[Compressed | None, Aux]:
         """What queries may attend to beyond the window."""
         return None, {}

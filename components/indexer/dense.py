@@ -24,11 +24,11 @@ class Dense(Indexer):
         self,
         x: Float[Tensor, "b s d"],
         query_latent: Float[Tensor, "b s q"],
-        visible: Int[Tensor, "s"],
+        visible: Int[Tensor, "*b s"],
         position: Position,
         mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
-        seen = torch.arange(x.shape[1] // self.ratio, device=x.device) < visible.unsqueeze(1)
+        seen = torch.arange(x.shape[1] // self.ratio, device=x.device) < visible.unsqueeze(-1)
         return seen.expand(x.shape[0], -1, -1), {}
 
     @staticmethod

@@ -74,12 +74,12 @@ class Lightning(Indexer):
         self,
         x: Float[Tensor, "b s d"],
         query_latent: Float[Tensor, "b s q"],
-        visible: Int[Tensor, "s"],
+        visible: Int[Tensor, "*b s"],
         position: Position,
         mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
         entries, learns = x.shape[1] // self.ratio, self.stage != "none"
-        seen = torch.arange(entries, device=x.device) < visible.unsqueeze(1)
+        seen = torch.arange(entries, device=x.device) < visible.unsqueeze(-1)
         everything = seen.expand(x.shape[0], -1, -1)
         if entries == 0 or (entries <= self.topk and not learns):
             return everything, {}
