@@ -153,6 +153,11 @@ def running(view: StudyView) -> list[TrialRow]:
     return [row for row in view.trials if row.state == "running"]
 
 
+def ended(row: TrialRow) -> bool:
+    """Whether a trial has come to its end, good or bad."""
+    return row.state in ("complete", "diverged", "failed")
+
+
 def share(row: TrialRow) -> float:
     """Part of its steps that a trial has done."""
     if row.result is not None:

@@ -1,6 +1,7 @@
 """The end of a study, or of what there is of it: verdicts, doubts, compute, and where everything is."""
 
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +38,7 @@ def final(view: StudyView, links: dict[str, str]) -> None:
         console.print(standing_parts.arms_table(view, lines, console.width))
         console.print(Text(f"ranked by {basis}", style="dim"))
     console.print(parts.heading("Compute"))
-    console.print(standing_parts.compute_line(view, console.width))
+    console.print(standing_parts.compute_line(view, 30))
     console.print(standing_parts.account_table(view.accounts, view.state == "done"))
     console.print(Text(standing_parts.trial_counts(view.trials) if view.trials else "no trials yet"))
     _trouble(console, view)
@@ -86,7 +87,7 @@ def _sentences(lines: Iterable[ArmStanding]) -> Table:
 
 
 def _caveats(console: Console, verdicts: Iterable[Verdict]) -> None:
-    """A line per reason for doubt with the arms it holds for; those that forbid a verdict come first."""
+    """A line per reason for doubt, with the arms it holds for; those that forbid a verdict come first."""
     arms: dict[str, list[str]] = {}
     texts = {}
     for found in verdicts:
@@ -98,10 +99,9 @@ def _caveats(console: Console, verdicts: Iterable[Verdict]) -> None:
         return
     console.print(parts.heading("Reasons for doubt"))
     for caveat in sorted(texts.values(), key=lambda caveat: not caveat.blocks):
-        line = Text(caveat.id, style="bold red" if caveat.blocks else "yellow")
-        line.append(" forbids a verdict: " if caveat.blocks else ": ", style="not bold default")
-        line.append(f"{parts.words(caveat.text)} ", style="not bold default")
-        console.print(line.append(f"({', '.join(dict.fromkeys(arms[caveat.id]))})", style="not bold dim"))
+        line = Text().append(parts.words(caveat.id), style="bold red" if caveat.blocks else "yellow")
+        line.append(" forbids a verdict: " if caveat.blocks else ": ").append(parts.words(caveat.text))
+        console.print(line.append(f" ({', '.join(dict.fromkeys(arms[caveat.id]))})", style="dim"))
 
 
 def _trouble(console: Console, view: StudyView) -> None:
@@ -131,18 +131,18 @@ def _reused(console: Console, view: StudyView) -> None:
 def _links(console: Console, view: StudyView, links: dict[str, str]) -> None:
     from ablate.tracking import PORTAL
 
-    behind = {title: link for title, link in links.items() if link.startswith(PORTAL)}
-    direct = {title: link for title, link in links.items() if title not in behind}
-    pages = {
-        "Live page": f"{PORTAL}/studies/{view.name}",
-        "Search (Optuna)": f"{PORTAL}/studies/{view.name}/optuna",
-        **{f"MLflow: {title}": link for title, link in behind.items()},
-    }
+    root = f"{PORTAL}/studies/{quote(view.name, safe='')}"
+    direct, pages = {}, {"Live page": root, "Search in Optuna": f"{root}/optuna"}
+    for title, link in links.items():
+        if link.startswith(PORTAL):  # by the portal's own address, which is short and outlives the mirror
+            pages[f"MLflow: {title}"] = f"{root}/mlflow?page={quote(title)}"
+        else:
+            direct[title] = link
     width = max(map(len, [*direct, *pages]))
     if direct:
         console.print(parts.heading("Files"))
         _addresses(console, direct, width)
-    console.print(parts.heading(f"Pages, open while this runs: ablate dashboard {view.name}"), soft_wrap=True)
+    console.print(parts.heading("Pages, while the dashboard runs"))
     _addresses(console, pages, width)
 
 

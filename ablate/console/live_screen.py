@@ -58,8 +58,7 @@ def draw(view: StudyView, elapsed: float, width: int, height: int) -> Renderable
     """The view in `width` columns and `height` lines: events give way first, then trials, then arms."""
     lines, basis = standing.arms(view)
     head = Text(view.name, style="bold").append(f"  {standing_parts.stage(view)}", style="not bold green")
-    head.append(f"  {standing_parts.time_line(view, elapsed)}", style="not bold")
-    progress = standing_parts.progress_rows(view, width)
+    progress = standing_parts.progress_rows(view, width, elapsed)
     room = height - len(progress) - 6  # head, blank lines, the heading of the table, Ctrl-C
     arms = max(1, min(len(lines), room))
     room -= arms + 1
@@ -78,9 +77,13 @@ def draw(view: StudyView, elapsed: float, width: int, height: int) -> Renderable
         room -= 1
     if running:
         shown += [Text(), standing_parts.running_rows(view, running)]
+    room -= 2
     events = standing_parts.event_rows(view, min(_EVENTS, max(0, room - 1)), width)
     if events:
         shown += [Text(), *events]
+    if room > 0:
+        hint = "Ctrl-C stops and keeps everything; in a browser: ablate dashboard"
+        shown += [Text(), _line(Text(hint, style="dim"), width)]
     return Group(*shown)
 
 

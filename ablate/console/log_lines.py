@@ -27,7 +27,7 @@ class Log:
         now = time.monotonic()
         if phase == self._phase and now < self._next:
             return
-        ended = {row.number: row for row in view.trials if row.result is not None or row.state == "failed"}
+        ended = {row.number: row for row in view.trials if standing.ended(row)}
         news = [] if self._ended is None else [ended[n] for n in sorted(ended.keys() - self._ended)]
         if phase == self._phase and not news and not standing.running(view):
             return

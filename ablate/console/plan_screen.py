@@ -51,7 +51,7 @@ def _value(value: Any) -> str:
 def _arms(plan: Plan, width: int) -> Table:
     """Figures of every arm; below each figure the difference to the baseline that the budget leaves."""
     match = plan.run.budget.match
-    columns: list[tuple[str, str]] = [("param-\neters", "params"), ("active\nparams", "active_params")]
+    columns: list[tuple[str, str]] = [("total\nparams", "params"), ("active\nparams", "active_params")]
     columns += [("FLOP per\ntoken", ""), ("KV bytes\nper token", "kv_bytes"), ("\nsteps", "")]
     columns += [("tokens\nseen", "tokens"), ("FLOP per\ntrial", "flops")]
     if width < parts.ROOMY:  # what is equal stands below the table
@@ -59,15 +59,13 @@ def _arms(plan: Plan, width: int) -> Table:
     table = parts.table("\narm", *((title, "right") for title, _ in columns))
     for arm in plan.arms:
         figures = {
-            "param-\neters": units.count(arm.params),
+            "total\nparams": units.count(arm.params),
             "active\nparams": units.count(arm.active_params),
-            "FLOP per\ntoken": units.count(arm.train_flops_per_token),
-            "KV bytes\nper token": f"{arm.kv_bytes_per_token:,.4g}"
-            if arm.kv_bytes_per_token < 1e4
-            else units.count(arm.kv_bytes_per_token),
+            "FLOP per\ntoken": _short(arm.train_flops_per_token),
+            "KV bytes\nper token": _bytes(arm.kv_bytes_per_token),
             "\nsteps": f"{arm.steps:,}",
             "tokens\nseen": units.count(arm.tokens),
-            "FLOP per\ntrial": units.count(arm.steps * arm.step_mflop * units.MFLOP),
+            "FLOP per\ntrial": _short(arm.steps * arm.step_mflop * units.MFLOP),
         }
         name = Text(parts.words(arm.name), style="bold")
         if arm.is_baseline:
@@ -82,16 +80,26 @@ def _arms(plan: Plan, width: int) -> Table:
     return table
 
 
+def _short(flops: float) -> str:
+    """FLOPs under a heading that names the unit: `2.40 M`."""
+    return units.flops(flops).removesuffix("FLOP").strip()
+
+
+def _bytes(value: float) -> str:
+    return f"{value:,.4g}" if value < 10_000 else units.count(value)
+
+
 def _equality(plan: Plan) -> Text:
     match = plan.run.budget.match
     tokens = {arm.tokens for arm in plan.arms}
     shortfall = max(1 - arm.steps * arm.step_mflop / plan.trial_mflop for arm in plan.arms)
-    text = Text("equal between arms: ").append(EQUAL.get(match, match), style="bold")
+    text = Text("Equal between arms: ").append(EQUAL.get(match, match), style="bold")
     if match == "tokens" and len(tokens) == 1:
-        text.append(f", {units.count(tokens.pop())} per trial")
+        text.append(f", {units.count(tokens.pop())} per trial.")
     else:
-        text.append(f", {units.compute(plan.trial_mflop)} per trial, to less than one step ({shortfall:.1%})")
-    return text.append("; below a figure: its difference to the baseline")
+        text.append(f", {units.compute(plan.trial_mflop)} per trial")
+        text.append(f" (whole steps: up to {shortfall:.1%} less)." if shortfall > 0 else ".")
+    return text.append(" Below a figure: its difference to the baseline.", style="dim")
 
 
 def _budget(plan: Plan) -> Table:

@@ -74,48 +74,44 @@ def _curve(view: StudyView, arm: str, width: int) -> Text:
     best = min(ended, key=lambda row: (row.result and row.result.val_loss) or float("inf"), default=None)
     if best is not None and best.result is not None:
         losses = [point.train_loss for point in best.result.curve if point.train_loss is not None]
-        return parts.sparkline(losses, width)
+        return parts.sparkline(losses[len(losses) // 5 :], width)  # the first drop would flatten the rest
     running = [standing.share(row) for row in own if row.state == "running"]
     return parts.bar(max(running), width, "blue") if running else Text("waiting", style="dim")
 
 
 def compute_line(view: StudyView, width: int) -> Text:
-    """Compute spent of the total, as bar and numbers."""
+    """Compute spent of the total, as a bar of `width` columns and numbers."""
     spent, total = standing.spent(view), view.plan.total_mflop
     share = spent / total if total else 0.0
-    said = f" {units.compute(spent)} of {units.compute(total)} ({share:.0%})"
-    return parts.bar(share, max(10, min(40, width - len(said) - 10))).append(said, style="default")
+    said = f" {units.compute(spent)} of {units.compute(total)} spent ({share:.0%})"
+    return parts.bar(share, width).append(said, style="default")
 
 
 def trial_counts(rows: Sequence[TrialRow], expected: str = "") -> str:
-    """`18 of 30 done, 2 running, 10 queued, 1 failed`."""
+    """`18 of 30 trials ended, 2 running, 10 queued, 1 failed`."""
     states = [row.state for row in rows]
-    ended = sum(row.result is not None or row.state in ("complete", "diverged", "failed") for row in rows)
-    told = [f"{ended} of {expected or len(rows)} trials ended"]
+    told = [f"{sum(map(standing.ended, rows))} of {expected or len(rows)} trials ended"]
     for state in ("running", "queued", "diverged", "failed", "cancelled"):
         if state in states:
             told.append(f"{states.count(state)} {state}")
     return ", ".join(told)
 
 
-def progress_rows(view: StudyView, width: int) -> list[tuple[str, str | Text]]:
-    """Bars of the phases and of the compute."""
+def progress_rows(view: StudyView, width: int, elapsed: float | None = None) -> list[tuple[str, str | Text]]:
+    """Bars of the phases and of the compute, and the time."""
     rows: list[tuple[str, str | Text]] = []
+    size = 16 if width < parts.ROOMY else 40
     for name in ("search", "confirm"):
         own = [row for row in view.trials if row.spec.phase == name]
-        planned = planned_trials(view.plan, name)
         over = name == "search" and standing.phase(view) == "confirm"
-        expected = len(own) if over else planned
-        if not own:
-            rows.append((name, Text(f"{expected} trials to come", style="dim")))
-            continue
-        done = sum(standing.share(row) if row.state == "running" else row.result is not None for row in own)
-        limit = f"{'at most ' if name == 'search' and not over else ''}{expected}"
-        size = 20 if width < parts.ROOMY else 40
-        share = done / expected if expected else 0.0
-        rows.append((name, parts.bar(share, size).append(f" {trial_counts(own, limit)}", style="default")))
-    rows.append(("compute", compute_line(view, width)))
-    return rows
+        expected = len(own) if over else planned_trials(view.plan, name)
+        limit = f"≤ {expected}" if name == "search" and not over else str(expected)
+        done = sum(standing.share(row) if row.state == "running" else standing.ended(row) for row in own)
+        counts = trial_counts(own, limit) if own else f"{limit} trials to come"
+        rows.append((name, parts.bar(done / max(1, expected), size).append(f" {counts}", style="default")))
+    rows.append(("compute", compute_line(view, size)))
+    time_told = time_line(view, elapsed)
+    return [*rows, ("time", time_told)] if time_told else rows
 
 
 def time_line(view: StudyView, elapsed: float | None = None) -> str:
