@@ -22,7 +22,7 @@ _IMMATERIAL = {
     "launcher": None,
     "tracking": None,
     "home": None,
-    "trainer": ("checkpoint_seconds",),
+    "trainer": ("checkpoint_seconds", "keep_weights"),
     "sweep": ("question", "name"),
     "model": ("name",),
     "data": ("name",),

@@ -57,7 +57,7 @@ BOUNDS: dict[str, Bound] = {
     "model.n_shared_experts": _SIZE,
     "model.num_experts_per_tok": _COUNT,
     "model.num_hash_layers": _SIZE,
-    "model.num_nextn_predict_layers": Bound(low=0, high=1),
+    "model.num_nextn_predict_layers": _SIZE,
     "model.routed_scaling_factor": _POSITIVE,
     "model.rms_norm_eps": _POSITIVE,
     "model.initializer_range": _POSITIVE,
@@ -93,6 +93,7 @@ BOUNDS: dict[str, Bound] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "budget.match": ("flops", "tokens"),
+    "trainer.keep_weights": ("none", "search", "confirm", "all"),
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
 }
 

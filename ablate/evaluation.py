@@ -1,0 +1,76 @@
+"""Held-out loss of a model, and the diagnostics that its components return on the way."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ablate.model import LanguageModel
+
+TOKENS_AT_ONCE = 4096
+"""Tokens per forward pass; bounds memory, changes nothing else."""
+
+
+class Held(Protocol):
+    """Held-out text, as `ablate.data` gives it: inputs and labels [n, s], and the bytes of all labels."""
+
+    @property
+    def inputs(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss in nats per token and bits per byte, and the mean of every `diag/…` scalar over the text."""
+
+    loss: float
+    bpb: float
+    diagnostics: dict[str, float]
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    held: Held,
+    context: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Evaluation:
+    """Evaluate in inference mode; the model is back in its former mode afterwards.
+
+    Args:
+        context: entered around every forward pass, for mixed precision.
+    """
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    sums: dict[str, Tensor] = {}
+    rows = 0
+    for inputs, labels in _batches(held, model.head.device):
+        with context():
+            out = model(inputs, labels)
+        assert out.loss is not None
+        total += out.loss.double().cpu() * labels.numel()
+        for key, value in out.aux.items():
+            if key.startswith("diag/"):
+                sums[key] = sums.get(key, torch.zeros(())) + value.detach().float().cpu() * len(inputs)
+        rows += len(inputs)
+    model.train(was_training)
+    tokens = held.labels.numel()
+    return Evaluation(
+        loss=float(total) / tokens,
+        bpb=float(total) / math.log(2) / held.bytes,
+        diagnostics={key: float(value) / rows for key, value in sums.items()},
+    )
+
+
+def _batches(held: Held, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, TOKENS_AT_ONCE // held.inputs.shape[1])
+    for start in range(0, len(held.inputs), rows):
+        part = slice(start, start + rows)
+        yield held.inputs[part].to(device), held.labels[part].to(device)

@@ -1,0 +1,337 @@
+"""One trial: a variant trained to exactly its allowance, on the tokens of its replicate, and evaluated.
+
+Lightning drives the steps. Payment, evaluation, checkpoints and the learning rate hang on the step number alone,
+so a trial that is stopped and resumed computes what an undisturbed one does, bit for bit on a CPU.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ablate import checkpoint, optimization, schema
+from ablate.checkpoint import Checkpoint
+from ablate.data import Batch, Corpus
+from ablate.errors import StopTraining
+from ablate.evaluation import Evaluation, evaluate
+from ablate.model import LanguageModel, initialise
+from ablate.records import Meter, Outcome, Point, TrialResult, TrialSpec
+from ablate.variant import Variant
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""Final weights of a trial, and the configuration that builds the model they belong to."""
+
+_LOOKS = 100
+"""Times per trial that the training loss is looked at for divergence."""
+
+_ABOVE_UNIFORM = 0.5
+"""Nats above ln(vocabulary) at which a smoothed training loss counts as diverged."""
+
+
+class Diverged(Exception):
+    """The loss is not finite, or far worse than guessing."""
+
+
+def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> TrialResult:
+    """Train one trial, from its newest checkpoint in `workdir` if there is one.
+
+    Args:
+        workdir: folder of this trial alone, for checkpoints and final weights.
+        meter: is asked before every step; may raise `Superseded`, which passes through.
+    """
+    _silence()
+    run = schema.from_dict(spec.run)
+    trial = _Trial(spec, run, corpus)
+    driver = _Driver(trial, workdir, meter)
+    saved = checkpoint.load(workdir)
+    if saved is not None:
+        trial.restore(saved)
+    outcome, reason = "complete", ""
+    try:
+        if trial.step < spec.steps:
+            _trainer(run, spec.steps - trial.step, driver).fit(trial, _loader(trial))
+    except StopTraining:
+        driver.save(trial)
+        return trial.result("interrupted", None, "asked to stop")
+    except Diverged as found:
+        outcome, reason = "diverged", str(found)
+    result = trial.result(cast(Outcome, outcome), driver.last, reason)
+    if outcome == "complete" and _keeps(run, spec):
+        _save_weights(trial, workdir)
+    checkpoint.remove(workdir)
+    return result
+
+
+class _Trial(LightningModule):
+    """The model of a trial, and where its training stands."""
+
+    def __init__(self, spec: TrialSpec, run: schema.Run, corpus: Corpus) -> None:
+        super().__init__()
+        variant = Variant.from_run(run, run.model.vocab_size)
+        self.spec, self.run, self.corpus = spec, run, corpus
+        self.model = LanguageModel(variant)
+        initialise(self.model, spec.seed)
+        self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens)
+        self.step = 0
+        self.seconds = 0.0
+        self.tokens_hash = ""
+        self.curve: list[Point] = []
+        self.smooth = torch.zeros(())  # of the loss, debiased when read
+        self.since = torch.zeros(())  # sum of losses since the last point
+        self.counted = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+    @property
+    def uniform(self) -> float:
+        """Loss of guessing: the cap of what a trial can be recorded with."""
+        return math.log(self.model.variant.dims.vocab_size)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        self.tokens_hash = _chain(self.tokens_hash, batch)
+        out = self.model(batch.inputs.to(self.device), batch.labels.to(self.device))
+        loss = out.loss.detach()
+        self.smooth = self.smooth.to(loss.device).mul(0.9).add(loss, alpha=0.1)
+        self.since = self.since.to(loss.device) + loss
+        self.counted += 1
+        return sum((value for key, value in out.aux.items() if key.startswith("loss/")), out.loss)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.optimizer = optimization.build(self.model, self.run.optimizer)
+        if self._optimizer_state is not None:
+            optimization.load_state(self.optimizer, *self._optimizer_state)
+            self._optimizer_state = None
+        return self.optimizer
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch  # hashed on the CPU first, moved by the step
+
+    def smoothed_loss(self) -> float:
+        """Exponential mean of the training loss over about ten steps."""
+        return float(self.smooth) / (1 - 0.9**self.step)
+
+    def snapshot(self) -> Checkpoint:
+        """Everything that the next step depends on."""
+        assert self.optimizer is not None
+        optimizer, rest = optimization.state_tensors(self.optimizer)
+        return Checkpoint(
+            step=self.step,
+            tensors={
+                **{f"model/{name}": tensor for name, tensor in _all_tensors(self.model).items()},
+                **{f"optimizer/{name}": tensor for name, tensor in optimizer.items()},
+                "rng/cpu": torch.get_rng_state(),
+                "loss/smooth": self.smooth,
+                "loss/since": self.since,
+            },
+            meta={
+                "fingerprint": self.spec.fingerprint,
+                "optimizer": rest,
+                "seconds": self.seconds,
+                "tokens_hash": self.tokens_hash,
+                "counted": self.counted,
+                "curve": [vars(point) for point in self.curve],
+            },
+        )
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on where `saved` was taken.
+
+        Raises:
+            ValueError: it belongs to another trial.
+        """
+        if saved.meta["fingerprint"] != self.spec.fingerprint:
+            raise ValueError(f"the checkpoint at step {saved.step} belongs to another trial")
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in saved.tensors.items():
+            kind, _, rest = name.partition("/")
+            parts.setdefault(kind, {})[rest] = tensor
+        own = _all_tensors(self.model)
+        with torch.no_grad():
+            for name, tensor in parts["model"].items():
+                own[name].copy_(tensor)
+        self._optimizer_state = parts.get("optimizer", {}), saved.meta["optimizer"]
+        torch.set_rng_state(parts["rng"]["cpu"])
+        self.smooth, self.since = parts["loss"]["smooth"], parts["loss"]["since"]
+        self.step, self.seconds = saved.step, saved.meta["seconds"]
+        self.tokens_hash, self.counted = saved.meta["tokens_hash"], saved.meta["counted"]
+        self.curve = [Point(**point) for point in saved.meta["curve"]]
+
+    def result(self, outcome: Outcome, last: Evaluation | None, reason: str) -> TrialResult:
+        loss: float | None = None
+        bpb: float | None = None
+        if outcome == "diverged":
+            loss = self.uniform
+            bpb = loss * self.held.labels.numel() / math.log(2) / self.held.bytes
+        elif outcome == "complete":
+            assert last is not None
+            loss, bpb = last.loss, last.bpb
+        return TrialResult(
+            outcome=outcome,
+            val_loss=loss,
+            val_bpb=bpb,
+            steps=self.step,
+            tokens=self.step * self.run.trainer.seq_len * self.run.trainer.batch_size,
+            useful_mflop=self.step * self.spec.step_mflop,
+            seconds=self.seconds,
+            tokens_hash=self.tokens_hash,
+            curve=tuple(self.curve),
+            metrics=dict(last.diagnostics) if last is not None else {},
+            reason=reason,
+        )
+
+
+class _Driver(Callback):
+    """What happens around every step: payment, learning rate, evaluation, checkpoints, divergence.
+
+    Attributes:
+        last: the latest evaluation.
+    """
+
+    def __init__(self, trial: _Trial, workdir: Path, meter: Meter) -> None:
+        settings = trial.run.trainer
+        self._trial, self._workdir, self._meter = trial, workdir, meter
+        self._every = settings.checkpoint_seconds
+        steps = trial.spec.steps
+        self._evaluations = {math.ceil(steps * i / settings.evals) for i in range(1, settings.evals + 1)}
+        self._look = max(1, steps // _LOOKS)
+        self._saved = time.monotonic()
+        self._began = 0.0
+        self.last: Evaluation | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        trial = self._trial
+        self._meter.debit(trial.step, 1)
+        self._began = time.perf_counter()
+        progress = (trial.step + 0.5) / trial.spec.steps
+        share = optimization.rate(progress, trial.run.optimizer)
+        optimization.set_rate(trainer.optimizers[0], share)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trial = self._trial
+        trial.model.after_step()
+        trial.step += 1
+        ends = trial.step in self._evaluations
+        if ends or trial.step % self._look == 0:
+            smooth = trial.smoothed_loss()  # waits for the device, so that the clock below is right
+            trial.seconds += time.perf_counter() - self._began
+            self._refuse_divergence(smooth)
+        else:
+            trial.seconds += time.perf_counter() - self._began
+        if ends:
+            self.last = evaluate(trial.model, trial.held, trainer.precision_plugin.forward_context)
+            self._refuse_divergence(self.last.loss)
+            trial.curve.append(self._point(trainer, self.last.loss))
+            trial.since, trial.counted = torch.zeros(()), 0
+            self._meter.progress(trial.curve[-1])
+        elif trial.step % self._look == 0:
+            self._meter.progress(self._point(trainer, None))
+        if time.monotonic() - self._saved >= self._every and trial.step < trial.spec.steps:
+            self.save(trial)
+
+    def save(self, trial: _Trial) -> None:
+        """Make the present state durable, and say so."""
+        checkpoint.save(self._workdir, trial.snapshot())
+        self._meter.durable(trial.step)
+        self._saved = time.monotonic()
+
+    def _refuse_divergence(self, loss: float) -> None:
+        trial = self._trial
+        if not math.isfinite(loss):
+            raise Diverged(f"loss {loss} at step {trial.step} of {trial.spec.steps}")
+        if loss > trial.uniform + _ABOVE_UNIFORM:
+            raise Diverged(
+                f"loss {loss:.3f} at step {trial.step} of {trial.spec.steps} is above guessing ({trial.uniform:.3f})"
+            )
+
+    def _point(self, trainer: Trainer, val_loss: float | None) -> Point:
+        trial = self._trial
+        return Point(
+            step=trial.step,
+            tokens=trial.step * trial.run.trainer.seq_len * trial.run.trainer.batch_size,
+            mflop=trial.step * trial.spec.step_mflop,
+            seconds=trial.seconds,
+            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            train_loss=float(trial.since) / trial.counted if trial.counted else None,
+            val_loss=val_loss,
+        )
+
+
+class _Stream(IterableDataset[Batch]):
+    """The batches of a trial from its present step on; batch k is a function of the seed and k alone."""
+
+    def __init__(self, trial: _Trial) -> None:
+        self._corpus, self._seed = trial.corpus, trial.spec.seed
+        self._range = range(trial.step, trial.spec.steps)
+        self._shape = trial.run.trainer.batch_size, trial.run.trainer.seq_len
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self._corpus.batch(self._seed, step, *self._shape) for step in self._range)
+
+
+def _loader(trial: _Trial) -> "DataLoader[Batch]":
+    return DataLoader(_Stream(trial), batch_size=None)
+
+
+def _trainer(run: schema.Run, steps: int, driver: _Driver) -> Trainer:
+    kind, _, index = run.trainer.device.partition(":")
+    return Trainer(
+        accelerator={"cuda": "gpu"}.get(kind, kind),
+        devices=[int(index)] if index else 1,
+        precision=cast(Any, run.trainer.precision),
+        max_steps=steps,
+        gradient_clip_val=run.optimizer.grad_clip or None,
+        callbacks=[driver],
+        plugins=[LightningEnvironment()],  # never requeues a Slurm job by itself
+        barebones=True,
+    )
+
+
+def _all_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """Parameters and every buffer by name, also those that a state dict leaves out."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _chain(before: str, batch: Batch) -> str:
+    """Hash of all batches up to this one, from the hash of those before it."""
+    digest = hashlib.sha256(before.encode())
+    digest.update(batch.inputs.numpy().tobytes())
+    digest.update(batch.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _keeps(run: schema.Run, spec: TrialSpec) -> bool:
+    return run.trainer.keep_weights == "all" or run.trainer.keep_weights == spec.phase
+
+
+def _save_weights(trial: _Trial, workdir: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: t.detach().cpu().contiguous() for name, t in trial.model.state_dict().items()}
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / f"{WEIGHTS}.part"
+    save_file(tensors, part)
+    (workdir / CONFIG).write_text(json.dumps(trial.spec.run, indent=2))
+    part.rename(workdir / WEIGHTS)
+
+
+def _silence() -> None:
+    """A worker's log is for what goes wrong."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

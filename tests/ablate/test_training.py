@@ -1,0 +1,249 @@
+"""Real training of tiny models: exact allowance, bit-exact repetition and resume, pairing, divergence, checkpoints."""
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import variants
+
+from ablate import checkpoint, data, optimization, schema, training
+from ablate.data import Corpus
+from ablate.errors import StopTraining, Superseded
+from ablate.home import Home
+from ablate.model import LanguageModel
+from ablate.records import Point, TrialResult, TrialSpec
+from ablate.variant import Variant
+
+STEPS = 12
+WORDS = "the a model layer expert token stream window block sink learns attends routes mixes compresses".split()
+
+
+class Purse:
+    """A meter that takes note; stops training before `stop_before`, if given."""
+
+    def __init__(self, stop_before: int | None = None, error: type[Exception] = StopTraining) -> None:
+        self.paid: list[int] = []
+        self.points: list[Point] = []
+        self.safe: list[int] = []
+        self._stop, self._error = stop_before, error
+
+    def debit(self, step: int, steps: int) -> None:
+        if step == self._stop:
+            raise self._error
+        assert steps == 1
+        self.paid.append(step)
+
+    def progress(self, point: Point) -> None:
+        self.points.append(point)
+
+    def durable(self, step: int) -> None:
+        self.safe.append(step)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    lines = (" ".join(rng.choices(WORDS, k=40)) for _ in range(200))
+    (folder / "words.txt").write_text("\n".join(lines))
+    return data.prepare(_data(folder), Home(folder / "home"))
+
+
+def _data(folder: Path) -> schema.Data:
+    return schema.Data(
+        name="words",
+        source="text",
+        files=[str(folder / "words.txt")],
+        tokenizer="bytes",
+        val_fraction=0.2,
+        val_tokens=512,
+    )
+
+
+def _spec(corpus: Corpus, lr: float = 3e-3, seed: int = 3, steps: int = STEPS, **changes: object) -> TrialSpec:
+    run = variants.make_run(vocab_size=corpus.vocab_size, **changes)
+    run = dataclasses.replace(
+        run,
+        data=dataclasses.replace(run.data, val_tokens=512),
+        optimizer=dataclasses.replace(run.optimizer, lr=lr),
+        trainer=schema.Trainer(device="cpu", seq_len=32, batch_size=2, evals=3, checkpoint_seconds=1e9),
+    )
+    cost = Variant.from_run(run).costs(32).total
+    return TrialSpec(
+        fingerprint=f"{seed} {lr} {steps} {changes}",
+        arm="v4",
+        phase="confirm",
+        replicate=0,
+        seed=seed,
+        lr=lr,
+        run=schema.to_dict(run),
+        steps=steps,
+        step_mflop=-(-cost.train_flops * 2 // 10**6),
+        data_fingerprint=corpus.fingerprint,
+    )
+
+
+def test_a_trial_spends_its_allowance_exactly_and_learns(corpus: Corpus, tmp_path: Path) -> None:
+    spec, purse = _spec(corpus, steps=60), Purse()
+    result = training.train(spec, corpus, tmp_path, purse)
+    assert result.outcome == "complete"
+    assert purse.paid == list(range(60))
+    assert result.useful_mflop == spec.allowance_mflop
+    assert result.tokens == 60 * 2 * 32
+    assert [p.step for p in result.curve] == [20, 40, 60]
+    assert result.val_loss is not None
+    assert result.val_loss < math.log(corpus.vocab_size) - 0.5
+    assert result.curve[-1].val_loss == result.val_loss
+    assert result.curve[-1].lr < 0.25 * spec.lr < max(p.lr for p in purse.points)
+    assert result.val_bpb == pytest.approx(result.val_loss / math.log(2) * 512 / _held_bytes(corpus), rel=1e-9)
+    assert any(key.endswith("ffn/max_vio") for key in result.metrics)
+
+
+def _held_bytes(corpus: Corpus) -> int:
+    """By definition, for a byte tokenizer: every label but the ends of documents is one byte."""
+    held = corpus.validation(32, 512)
+    assert held.labels.numel() == 512
+    return int((held.labels < 256).sum())
+
+
+def test_repetition_is_bit_identical(corpus: Corpus, tmp_path: Path) -> None:
+    spec = _spec(corpus)
+    one = training.train(spec, corpus, tmp_path / "a", Purse())
+    torch.rand(7)  # whatever the process did before does not matter
+    two = training.train(spec, corpus, tmp_path / "b", Purse())
+    assert one.val_loss == two.val_loss
+    assert one.tokens_hash == two.tokens_hash
+    assert _weights(tmp_path / "a") == _weights(tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialResult, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    return training.train(_spec(corpus), corpus, folder, Purse()), folder
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_resume_from_any_step_is_bit_identical(
+    stop: int, corpus: Corpus, undisturbed: tuple[TrialResult, Path], tmp_path: Path
+) -> None:
+    spec = _spec(corpus)
+    whole, folder = undisturbed
+    purse = Purse(stop_before=stop)
+    part = training.train(spec, corpus, tmp_path / "parts", purse)
+    assert part.outcome == "interrupted"
+    assert part.val_loss is None
+    assert purse.safe == [stop]
+    rest = Purse()
+    done = training.train(spec, corpus, tmp_path / "parts", rest)
+    assert rest.paid == list(range(stop, STEPS))
+    assert done.val_loss == whole.val_loss
+    assert done.tokens_hash == whole.tokens_hash
+    assert [p.val_loss for p in done.curve] == [p.val_loss for p in whole.curve]
+    assert [p.train_loss for p in done.curve] == [p.train_loss for p in whole.curve]
+    assert _weights(tmp_path / "parts") == _weights(folder)
+
+
+def test_arms_of_a_replicate_see_the_same_tokens_and_share_initial_weights(corpus: Corpus, tmp_path: Path) -> None:
+    hashes = {
+        training.train(_spec(corpus, compress_ratios=ratios), corpus, tmp_path / name, Purse()).tokens_hash
+        for name, ratios in (("dense", "dense*5"), ("csa", "csa@4*5"), ("v4", "swa,csa@4,hca@8,csa@4,swa"))
+    }
+    other = training.train(_spec(corpus, seed=4), corpus, tmp_path / "other", Purse()).tokens_hash
+    assert len(hashes) == 1
+    assert other not in hashes
+
+
+def test_divergence_ends_a_trial_early_with_a_reason(corpus: Corpus, tmp_path: Path) -> None:
+    spec, purse = _spec(corpus, lr=1e4, steps=200), Purse()
+    result = training.train(spec, corpus, tmp_path, purse)
+    assert result.outcome == "diverged"
+    assert result.val_loss == math.log(corpus.vocab_size)
+    assert len(purse.paid) == result.steps < 200
+    assert "step" in result.reason
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_a_superseded_attempt_writes_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(Superseded):
+        training.train(_spec(corpus), corpus, tmp_path, Purse(stop_before=5, error=Superseded))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_kept_as_configured(corpus: Corpus, tmp_path: Path) -> None:
+    spec = _spec(corpus)
+    training.train(spec, corpus, tmp_path / "confirm", Purse())
+    assert (tmp_path / "confirm" / training.WEIGHTS).exists()
+    training.train(dataclasses.replace(spec, phase="search"), corpus, tmp_path / "search", Purse())
+    assert not list((tmp_path / "search").iterdir())
+
+
+def test_a_checkpoint_of_another_trial_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    training.train(_spec(corpus), corpus, tmp_path, Purse(stop_before=4))
+    with pytest.raises(ValueError, match="another trial"):
+        training.train(_spec(corpus, seed=9), corpus, tmp_path, Purse())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> None:
+    state = {"x": torch.arange(100.0)}
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(5, state, {"a": 1}))
+    keep = tmp_path / "keep"
+    (tmp_path / "step-000000005").rename(keep)
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(9, state, {"a": 2}))
+    keep.rename(tmp_path / "step-000000005")
+    file = tmp_path / "step-000000009" / checkpoint.STATE
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:50])
+    else:
+        file.unlink()
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found.step == 5
+    assert found.meta == {"a": 1}
+    assert torch.equal(found.tensors["x"], state["x"])
+
+
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(5, {"x": torch.ones(3)}, {}))
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_sync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(9, {"x": torch.zeros(3)}, {}))
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found.step == 5
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_rate_rises_holds_and_falls_to_zero_exactly_at_the_allowance() -> None:
+    settings = schema.Optimizer(warmup=0.1, decay=0.2)
+    assert optimization.rate(0.05, settings) == pytest.approx(0.5)
+    assert optimization.rate(0.1, settings) == optimization.rate(0.8, settings) == 1.0
+    assert optimization.rate(0.85, settings) == pytest.approx(0.5)  # 1 - sqrt(1/4)
+    assert optimization.rate(1.0, settings) == pytest.approx(0.0, abs=1e-12)
+    shares = [optimization.rate(i / 1000, settings) for i in range(1001)]
+    peak = shares.index(1.0)
+    assert shares[:peak] == sorted(shares[:peak])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+
+
+def test_weight_decay_acts_on_matrices_alone() -> None:
+    model = LanguageModel(variants.make_variant())
+    optimizer = optimization.build(model, schema.Optimizer(lr=1e-3, weight_decay=0.1))
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.ndim >= 2}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / training.WEIGHTS).read_bytes()
