@@ -143,8 +143,10 @@ def power(effect: float, n: int, alpha: float) -> float:
 
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = min(abs(effect) * math.sqrt(n), _CERTAIN)
-    # The far tail is mirrored because SciPy's distribution function of it is NaN at some shifts.
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift))
+    found = stats.nct.sf(critical, n - 1, shift)
+    if shift < 40:  # else the far tail is zero; it is mirrored because `nct.cdf` of it is NaN at some shifts
+        found += stats.nct.sf(critical, n - 1, -shift)
+    return float(found)
 
 
 def mde(n: int, alpha: float, chance: float = 0.8) -> float:
@@ -212,7 +214,7 @@ def quadratic_optimum(x: ArrayLike, y: ArrayLike) -> Optimum | None:
     design = np.vander(x - centre, 3)
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
     a, b, c = (float(v) for v in coefficients)
-    if a * np.ptp(x) ** 2 <= 1e-9 * max(float(np.ptp(y)), 1e-12):
+    if a * np.ptp(x) ** 2 <= 1e-12 * np.abs(y).max():  # flat up to rounding
         return None
     vertex = -b / (2 * a)
     error = None
