@@ -22,6 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data_app = typer.Typer(name="data", help="The text that models train on.", no_args_is_help=True)
+app.add_typer(data_app)
+
 
 def _complete_override(incomplete: str) -> list[str]:
     try:
@@ -230,6 +233,21 @@ def show(
         _print_json(shown.data)
     else:
         shown.print()
+
+
+@data_app.command("show")
+def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_json: AsJson = False) -> None:
+    """Show a corpus: documents, tokens, bytes per token, fingerprint, sample. Tokenises it on first use."""
+    from ablate import config
+    from ablate.data import description
+    from ablate.home import Home
+
+    loaded = config.load(overrides or [], config_dir or [], require_sweep=False)
+    facts = description.describe(loaded.data, Home.at(loaded.home))
+    if as_json:
+        _print_json(facts)
+    else:
+        description.show(facts)
 
 
 @app.command()

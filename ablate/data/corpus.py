@@ -96,7 +96,7 @@ class Corpus:
             epoch, i = divmod(first + row, blocks)
             phase, order = _order(seed, epoch, blocks, min(seq_len, self.train_tokens - blocks * seq_len))
             starts[row] = phase + order[i] * seq_len
-        return Batch(*self._cut(self._train, starts, seq_len))
+        return Batch(*self._cut(self.train, starts, seq_len))
 
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """How often such a training goes through the training text."""
@@ -122,7 +122,7 @@ class Corpus:
                 f"at least {seq_len}",
             )
         starts = np.arange(count) * there // count * seq_len
-        cut = self._cut(self._val, starts, seq_len)
+        cut = self._cut(self.val, starts, seq_len)
         labels = starts[:, None] + np.arange(1, seq_len + 1)
         return Validation(
             *cut, bytes=int(self._val_bytes[labels].sum(dtype=np.int64)), tokens=count * seq_len
@@ -166,11 +166,13 @@ class Corpus:
         return inputs, labels, torch.from_numpy(documents)
 
     @functools.cached_property
-    def _train(self) -> "np.ndarray":
+    def train(self) -> "np.ndarray":
+        """Token ids of the training documents, mapped."""
         return self._map(TRAIN, self.facts["dtype"])
 
     @functools.cached_property
-    def _val(self) -> "np.ndarray":
+    def val(self) -> "np.ndarray":
+        """Token ids of the held-out documents, mapped."""
         return self._map(VAL, self.facts["dtype"])
 
     @functools.cached_property

@@ -37,19 +37,18 @@ def prepare(data: schema.Data, home: Home) -> Corpus:
 
         stream = open_stream(data)
         vocabulary.vocab_size(data)
-        home.tokens.mkdir(parents=True, exist_ok=True)
+        home.create().tokens.mkdir(exist_ok=True)
         with FileLock(home.tokens / f"{name}.lock"):
             if not folder.is_dir():
                 _build(data, stream, name, folder)
     return Corpus.load(folder)
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a document belongs to validation: by its text, so equal documents are on the same side."""
-    return _position(text) < share
+def position(text: str) -> float:
+    """Place of a document in [0, 1); those below `data.val_fraction` are held out.
 
-
-def _position(text: str) -> float:
+    By its text alone: equal documents are on the same side, and none moves when others are added.
+    """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -59,7 +58,7 @@ def _build(data: schema.Data, stream: Any, name: str, folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)  # of a process that died; the lock is ours
     part.mkdir()
     try:
-        training = (t for t in documents(data, stream) if not is_held_out(t, data.val_fraction))
+        training = (t for t in documents(data, stream) if position(t) >= data.val_fraction)
         tokenizer = vocabulary.make(data, training)
         tokenizer.save(str(part / TOKENIZER))
         facts = _write(data, stream, tokenizer, part)
@@ -112,7 +111,7 @@ def _write(data: schema.Data, stream: Any, tokenizer: "Tokenizer", part: Path) -
     ):
         splits = {False: _Split(train), True: _Split(val)}
         for texts in _batches(documents(data, stream)):
-            positions = [_position(text) for text in texts]
+            positions = [position(text) for text in texts]
             nearest = min(nearest, *positions)
             for held, split in splits.items():
                 chosen = [t for t, p in zip(texts, positions, strict=True) if (p < data.val_fraction) == held]
