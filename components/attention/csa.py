@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.attention.core import entry_mass
 from components.attention.pairs import entry_pairs
 from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
+from components.cache import Cache, appended, part
 from components.registry import register
 from components.slots import Aux, Compressor, Indexer, OutputProjection, Position, Sink
 from components.spec import Cost, NoOptions, Site
@@ -58,6 +59,21 @@ class CompressedSparseAttention(Trunk):
 
         chosen, aux = self.indexer(x, latent, visible, self.position, mass)
         return (entries, chosen), aux
+
+    def compress_step(
+        self,
+        x: Float[Tensor, "b s d"],
+        latent: Float[Tensor, "b s q"],
+        positions: Int[Tensor, "s"],
+        cache: Cache | None,
+    ) -> tuple[Compressed | None, Cache]:
+        """Keeps every entry, and what the indexer keeps."""
+        new, pooling = self.compressor.step(x, self.position, part(cache, "compressor"))
+        entries = appended(cache, "entries", new)
+        visible = (positions + 1) // self.ratio
+        chosen, choosing = self.indexer.step(x, latent, visible, self.position, part(cache, "indexer"))
+        parts = {"compressor": pooling, "indexer": choosing}
+        return (entries, chosen), Cache(pooling.length, kept={"entries": entries}, parts=parts)
 
     @classmethod
     def default_layer(cls) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from components.attention.core import attend
 from components.attention.pairs import causal_pairs
+from components.cache import Cache, appended, length
 from components.registry import register
 from components.slots import Attention, Aux, OutputProjection, Position, Sink
 from components.spec import Cost, NoOptions, Site
@@ -56,20 +57,27 @@ class DenseAttention(Attention):
     def forward(
         self, x: Float[Tensor, "b s d"], real: Bool[Tensor, "b s"] | None = None
     ) -> tuple[Float[Tensor, "b s d"], Aux]:
-        batch, length, _ = x.shape
-        positions = torch.arange(length, device=x.device)
+        return self.step(x)[0], {}
+
+    def step(
+        self, x: Float[Tensor, "b s d"], cache: Cache | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Cache]:
+        """Keeps all keys and values."""
+        batch, before, after = len(x), length(cache), length(cache) + x.shape[1]
+        positions = torch.arange(before, after, device=x.device)
         queries = self.position.rotate(F.linear(x, self.q).unflatten(-1, (-1, self.width)), positions)
         keys = self.position.rotate(F.linear(x, self.k).unflatten(-1, (-1, self.width)), positions)
         values = F.linear(x, self.v).unflatten(-1, (-1, self.width))
+        kept = {"keys": appended(cache, "keys", keys), "values": appended(cache, "values", values)}
         # Heads of keys and values join the batch; the query heads that share one stay together.
         queries = queries.unflatten(2, (self.shared, -1)).transpose(1, 2).flatten(0, 1)
-        keys, values = (heads.transpose(1, 2).flatten(0, 1) for heads in (keys, values))
-        seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril().unsqueeze(0)
+        keys, values = (heads.transpose(1, 2).flatten(0, 1) for heads in kept.values())
+        seen = torch.arange(after, device=x.device) <= positions.unsqueeze(1)
         sink = self.sink.logits()
         if sink is not None:
             sink = sink.view(self.shared, -1).repeat(batch, 1)
-        mixed = attend(queries, keys, values, seen, sink).unflatten(0, (batch, self.shared))
-        return self.output_projection(mixed.transpose(1, 2).flatten(2, 3)), {}
+        mixed = attend(queries, keys, values, seen.unsqueeze(0), sink).unflatten(0, (batch, self.shared))
+        return self.output_projection(mixed.transpose(1, 2).flatten(2, 3)), Cache(after, kept=kept)
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:

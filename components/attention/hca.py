@@ -1,11 +1,12 @@
 """Heavily compressed attention (HCA) of DeepSeek-V4."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.attention.pairs import entry_pairs
 from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
+from components.cache import Cache, appended, part
 from components.registry import register
 from components.slots import Aux, Compressor, OutputProjection, Position, Sink
 from components.spec import Cost, NoOptions, Site
@@ -43,6 +44,21 @@ class HeavilyCompressedAttention(Trunk):
         visible = torch.arange(1, x.shape[1] + 1, device=x.device) // self.ratio
         seen = torch.arange(entries.shape[1], device=x.device) < visible.unsqueeze(1)
         return (entries, seen.unsqueeze(0)), {}
+
+    def compress_step(
+        self,
+        x: Float[Tensor, "b s d"],
+        latent: Float[Tensor, "b s q"],
+        positions: Int[Tensor, "s"],
+        cache: Cache | None,
+    ) -> tuple[Compressed | None, Cache]:
+        """Keeps every entry."""
+        new, pooling = self.compressor.step(x, self.position, part(cache, "compressor"))
+        entries = appended(cache, "entries", new)
+        visible = (positions + 1) // self.ratio
+        seen = torch.arange(entries.shape[1], device=x.device) < visible.unsqueeze(1)
+        after = Cache(pooling.length, kept={"entries": entries}, parts={"compressor": pooling})
+        return (entries, seen.unsqueeze(0)), after
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:

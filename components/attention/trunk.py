@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.attention.core import Blocks, joint_attention
+from components.attention.core import Blocks, attend, joint_attention
 from components.attention.pairs import window_pairs
+from components.cache import Cache, appended, length
 from components.functional import rms_norm
 from components.slots import Attention, Aux, OutputProjection, Position, Sink
 from components.spec import Cost, Site
@@ -61,14 +62,42 @@ class Trunk(Attention):
         self, x: Float[Tensor, "b s d"], real: Bool[Tensor, "b s"] | None = None
     ) -> tuple[Float[Tensor, "b s d"], Aux]:
         positions = torch.arange(x.shape[1], device=x.device)
-        latent = rms_norm(F.linear(x, self.q_a), self.q_a_norm, self.eps)
-        queries = F.linear(latent, self.q_b).unflatten(-1, (self.heads, -1))
-        queries = self.position.rotate(rms_norm(queries, None, self.eps), positions)
-        kv = self.position.rotate(rms_norm(F.linear(x, self.kv), self.kv_norm, self.eps), positions)
+        latent, queries, kv = self._project(x, positions)
         compressed, aux = self.compress(x, latent, queries, kv, real)
         entries, seen = compressed or (None, None)
         mixed = joint_attention(queries, kv, self.window, self.sink.logits(), entries, seen)
         return self.output_projection(self.position.unrotate(mixed, positions)), aux
+
+    def step(
+        self, x: Float[Tensor, "b s d"], cache: Cache | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Cache]:
+        """Keeps the keys of one window, and what `compress_step` keeps."""
+        before, after = length(cache), length(cache) + x.shape[1]
+        positions = torch.arange(before, after, device=x.device)
+        latent, queries, kv = self._project(x, positions)
+        keys = appended(cache, "kv", kv)
+        back = positions.unsqueeze(1) - torch.arange(after - keys.shape[1], after, device=x.device)
+        seen = ((back >= 0) & (back < self.window)).unsqueeze(0)
+        kept = {"kv": keys[:, -self.window :]}
+        compressed, beyond = self.compress_step(x, latent, positions, cache)
+        if compressed is not None:
+            entries, chosen = compressed
+            keys = torch.cat((keys, entries), dim=1)
+            seen = torch.cat((seen.expand(len(chosen), -1, -1), chosen), dim=-1)
+        sink = self.sink.logits()
+        mixed = attend(queries, keys, keys, seen, None if sink is None else sink.unsqueeze(0))
+        y = self.output_projection(self.position.unrotate(mixed, positions))
+        return y, Cache(after, kept={**kept, **beyond.kept}, parts=beyond.parts)
+
+    def _project(
+        self, x: Float[Tensor, "b s d"], positions: Int[Tensor, "s"]
+    ) -> tuple[Float[Tensor, "b s q"], Float[Tensor, "b s h c"], Float[Tensor, "b s c"]]:
+        """Query latents, queries and keys."""
+        latent = rms_norm(F.linear(x, self.q_a), self.q_a_norm, self.eps)
+        queries = F.linear(latent, self.q_b).unflatten(-1, (self.heads, -1))
+        queries = self.position.rotate(rms_norm(queries, None, self.eps), positions)
+        kv = self.position.rotate(rms_norm(F.linear(x, self.kv), self.kv_norm, self.eps), positions)
+        return latent, queries, kv
 
     def compress(
         self,
@@ -80,6 +109,16 @@ class Trunk(Attention):
     ) -> tuple[Compressed | None, Aux]:
         """What queries may attend to beyond the window."""
         return None, {}
+
+    def compress_step(
+        self,
+        x: Float[Tensor, "b s d"],
+        latent: Float[Tensor, "b s q"],
+        positions: Int[Tensor, "s"],
+        cache: Cache | None,
+    ) -> tuple[Compressed | None, Cache]:
+        """What `compress` gives for tokens after those of `cache`, and what is kept of it."""
+        return None, Cache(length(cache) + x.shape[1])
 
     @staticmethod
     def check(config: Any, site: Site, seq_len: int) -> None:

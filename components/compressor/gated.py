@@ -5,16 +5,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.compressor.blocks import complete, entry_positions, slots, streams
-from components.functional import rms_norm
+from components.compressor.blocks import BlockCompressor, slots, streams
 from components.precision import at_least_float32
 from components.registry import register
-from components.slots import Compressor, Position
 from components.spec import Cost, NoOptions, Site
 
 
 @register("gated", source="DeepSeek-V4 report §2.3.1-2.3.2; inference/model.py")
-class Gated(Compressor):
+class Gated(BlockCompressor):
     """Each channel of an entry is a softmax-weighted mean over the tokens of its block.
 
     With m = `layer.ratio`: values `C = x kv^T` and gates `Z = x gate^T + ape[t mod m]`. Entry i pools `C`
@@ -42,14 +40,17 @@ class Gated(Compressor):
         self.ape = nn.Parameter(torch.zeros(layer.ratio, rows))
         self.norm = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
-        blocks = complete(x, self.ratio)
-        values = F.linear(blocks, self.kv)
-        gates = at_least_float32(F.linear(blocks, self.gate)) + self.ape
+    def project(self, x: Float[Tensor, "b s d"]) -> tuple[Tensor, Tensor]:
+        """Values and gates."""
+        return F.linear(x, self.kv), F.linear(x, self.gate)
+
+    def pool(
+        self, values: Float[Tensor, "b t m oc"], gates: Float[Tensor, "b t m oc"]
+    ) -> Float[Tensor, "b t c"]:
+        """Softmax-weighted means of values."""
+        gates = at_least_float32(gates) + self.ape
         weights = slots(gates, self.overlap, missing=-torch.inf).softmax(dim=2)
-        pooled = (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2).to(x.dtype)
-        entries = rms_norm(pooled, self.norm, self.eps)
-        return position.rotate(entries, entry_positions(entries.shape[1], self.ratio, x.device))
+        return (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2)
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int, width: int | None = None) -> Cost:

@@ -5,15 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.compressor.blocks import complete, entry_positions, slots, streams
-from components.functional import rms_norm
+from components.compressor.blocks import BlockCompressor, slots, streams
 from components.registry import register
-from components.slots import Compressor, Position
 from components.spec import Cost, NoOptions, Site
 
 
 @register("mean_pool", source="Compressive Transformer, arXiv 1911.05507; ablation of DeepSeek-V4's gates")
-class MeanPool(Compressor):
+class MeanPool(BlockCompressor):
     """Each entry is the mean of its block's projections: `gated` with all gates equal.
 
     The first entry of an overlapping compressor is the mean of its own block alone.
@@ -33,12 +31,16 @@ class MeanPool(Compressor):
         self.kv = nn.Parameter(torch.empty(shape).normal_(0.0, dims.initializer_range))
         self.norm = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
-        values = slots(F.linear(complete(x, self.ratio), self.kv), self.overlap, missing=0.0)
-        count = torch.full((values.shape[1], 1), values.shape[2], device=x.device)
+    def project(self, x: Float[Tensor, "b s d"]) -> tuple[Tensor]:
+        """Values."""
+        return (F.linear(x, self.kv),)
+
+    def pool(self, values: Float[Tensor, "b t m oc"]) -> Float[Tensor, "b t c"]:
+        """Means of values."""
+        values = slots(values, self.overlap, missing=0.0)
+        count = torch.full((values.shape[1], 1), values.shape[2], device=values.device)
         count[:1] = self.ratio
-        entries = rms_norm(values.sum(dim=2) / count, self.norm, self.eps)
-        return position.rotate(entries, entry_positions(entries.shape[1], self.ratio, x.device))
+        return values.sum(dim=2) / count
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int, width: int | None = None) -> Cost:

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.attention.pairs import entry_pairs
+from components.cache import Cache, length
 from components.registry import register
 from components.slots import Aux, EntryMass, Indexer, Position
 from components.spec import Cost, NoOptions, Site
@@ -30,6 +31,19 @@ class Dense(Indexer):
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
         seen = torch.arange(x.shape[1] // self.ratio, device=x.device) < visible.unsqueeze(-1)
         return seen.expand(x.shape[0], -1, -1), {}
+
+    def step(
+        self,
+        x: Float[Tensor, "b s d"],
+        query_latent: Float[Tensor, "b s q"],
+        visible: Int[Tensor, "s"],
+        position: Position,
+        cache: Cache | None,
+    ) -> tuple[Bool[Tensor, "#b s t"], Cache]:
+        """All entries that the tokens `x` may see; nothing is kept."""
+        after = Cache(length(cache) + x.shape[1])
+        seen = torch.arange(after.length // self.ratio, device=x.device) < visible.unsqueeze(-1)
+        return seen.unsqueeze(0), after
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from components.attention.core import Blocks
 from components.attention.pairs import entry_pairs
+from components.cache import Cache, appended, length, part
 from components.compressor.gated import Gated
 from components.indexer.dense import unselected_cost
 from components.indexer.teaching import divergence, mass_recall
@@ -48,7 +49,7 @@ class Lightning(Indexer):
 
         train: str = searchable("sparse", choices=STAGES)
         """`dense`: attention reads all visible entries, and all are candidates; `sparse`: attention reads the
-        choice, and the chosen are candidates; `none`: no loss, and the choice stays as random as it starts."""
+        choice, and the chosen are candidates; `none`: no loss, the choice stays as random as it starts."""
         loss_weight: float = searchable(0.01, low=1e-3, high=1.0, log=True)
         """Small, because optimizers here are blind to a gradient's scale, but clipping by the norm of all
         gradients is not."""
@@ -101,12 +102,42 @@ class Lightning(Indexer):
         self, x: Float[Tensor, "b s d"], query_latent: Float[Tensor, "b s q"], position: Position
     ) -> Float[Tensor, "b s t"]:
         """Score of every entry for every query, entries a query must not see included."""
-        keys = self.compressor(x, position)
+        keys, positions = self.compressor(x, position), torch.arange(x.shape[1], device=x.device)
+        return self._compare(x, query_latent, keys, position, positions)
+
+    def _compare(
+        self,
+        x: Float[Tensor, "b s d"],
+        query_latent: Float[Tensor, "b s q"],
+        keys: Float[Tensor, "b t c"],
+        position: Position,
+        positions: Int[Tensor, "s"],
+    ) -> Float[Tensor, "b s t"]:
         queries = F.linear(query_latent, self.q_b).unflatten(-1, (self.heads, -1))
-        queries = position.rotate(queries, torch.arange(x.shape[1], device=x.device))
+        queries = position.rotate(queries, positions)
         weights = F.linear(x, self.weights) * self.scale
         products = (queries.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (-1, self.heads))
         return (products.relu() * weights.unsqueeze(-1)).sum(2)
+
+    @torch.no_grad()
+    def step(
+        self,
+        x: Float[Tensor, "b s d"],
+        query_latent: Float[Tensor, "b s q"],
+        visible: Int[Tensor, "s"],
+        position: Position,
+        cache: Cache | None,
+    ) -> tuple[Bool[Tensor, "#b s t"], Cache]:
+        """The choice of the tokens `x`. Keys are kept from the first entry on, even while all are chosen."""
+        new, pooling = self.compressor.step(x, position, part(cache, "compressor"))
+        keys = appended(cache, "keys", new)
+        after = Cache(pooling.length, kept={"keys": keys}, parts={"compressor": pooling})
+        seen = torch.arange(keys.shape[1], device=x.device) < visible.unsqueeze(-1)
+        if self.stage == "dense" or keys.shape[1] <= self.topk:
+            return seen.unsqueeze(0), after
+        positions = torch.arange(length(cache), after.length, device=x.device)
+        scores = self._compare(x, query_latent, keys, position, positions)
+        return highest(scores.masked_fill(~seen, -torch.inf), self.topk) & seen, after
 
     @staticmethod
     def cost(config: Config, site: Site, seq_len: int) -> Cost:
