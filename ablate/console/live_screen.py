@@ -78,9 +78,9 @@ def draw(view: StudyView, elapsed: float, width: int, height: int) -> Renderable
     if running:
         shown += [Text(), standing_parts.running_rows(view, running)]
     room -= 2
-    events = standing_parts.event_rows(view, min(_EVENTS, max(0, room - 1)), width)
+    events = standing_parts.event_rows(view, min(_EVENTS, max(0, room - 1)))
     if events:
-        shown += [Text(), *events]
+        shown += [Text(), *(_line(event, width) for event in events)]
     if room > 0:
         hint = "Ctrl-C stops and keeps everything; in a browser: ablate dashboard"
         shown += [Text(), _line(Text(hint, style="dim"), width)]

@@ -162,12 +162,11 @@ def running_rows(view: StudyView, limit: int | None = None) -> Table:
     return table
 
 
-def event_rows(view: StudyView, count: int, width: int) -> list[Text]:
-    """The newest events, newest last, one line each."""
+def event_rows(view: StudyView, count: int) -> list[Text]:
+    """The newest events, newest last."""
     lines = []
     for at, kind, text in view.events[-count:] if count else ():
         line = Text(time.strftime("%H:%M:%S", time.localtime(at)), style="dim")
         line.append(f"  {parts.words(kind)}  ", style="cyan").append(parts.words(text), style="default")
-        line.truncate(width, overflow="ellipsis")
         lines.append(line)
     return lines

@@ -35,7 +35,7 @@ def status(view: StudyView) -> None:
         console.print(Text("none"))
     if view.events:
         console.print(parts.heading("Events"))
-        for line in standing_parts.event_rows(view, EVENTS, console.width):
+        for line in standing_parts.event_rows(view, EVENTS):
             console.print(line)
     if view.state == "stopped":
         console.print(Text(f"\nGo on with: ablate resume {view.name}"), soft_wrap=True)
