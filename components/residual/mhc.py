@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from components import native
+from components.native import streams as fused
 from components.precision import at_least_float32
 from components.registry import register
 from components.residual.sinkhorn import sinkhorn
@@ -128,6 +130,10 @@ class ManifoldHyperConnections(_Mapping, Residual):
 
     def read(self, state: Float[Tensor, "b s n d"]) -> tuple[Float[Tensor, "b s d"], Any]:
         n, eps = self.config.hc_mult, self.config.hc_eps
+        if n <= fused.MAX_STREAMS and native.takes(state, self.fn):
+            balance = fused.Balance(self.config.hc_sinkhorn_iters, eps, self.eps)
+            y, mixing = fused.read(state.flatten(0, 1), self.fn, self.base, self.scale, balance)
+            return y.unflatten(0, state.shape[:2]), mixing
         z, base = self.logits(state), self.base.unsqueeze(1)
         pre = torch.sigmoid(self.scale[0] * z[:n] + base[:n]) + eps
         post = 2 * torch.sigmoid(self.scale[1] * z[n : 2 * n] + base[n : 2 * n])

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from components import native
+from components.native import streams as fused
 from components.spec import Cost
 
 
@@ -45,6 +47,8 @@ def write_streams(
     Args:
         mixing: per token, rows are new streams; columns are the n old streams, then the branch (p = n + 1).
     """
+    if native.takes(state, y, mixing):
+        return fused.write(state.flatten(0, 1), y.flatten(0, 1), mixing).view_as(state)
     sources = torch.cat([state, y.unsqueeze(2)], dim=2).flatten(0, 1)
     return torch.bmm(mixing.to(state.dtype), sources).view_as(state)
 

@@ -1,0 +1,54 @@
+"""Fused CPU kernels in C, compiled at installation where there is a compiler. Everything works without them.
+
+They compute what the PyTorch code beside them defines, for float32 on the CPU. `available()` says whether they are
+there; `switched_off()` makes a block of code take the PyTorch path, for comparison.
+"""
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_off = False
+
+
+def available() -> bool:
+    """Whether the kernels were compiled and are not switched off."""
+    return not _off and library() is not None
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the kernels compute on these: float32, on the CPU, for real."""
+    return available() and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """The PyTorch path, for as long as the block runs."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None."""
+    spec = importlib.util.find_spec("components.native._kernels")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        return ctypes.CDLL(spec.origin)
+    except OSError:  # built for another machine
+        return None
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Address of a contiguous tensor's first element."""
+    return ctypes.c_void_p(tensor.data_ptr())
