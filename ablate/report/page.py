@@ -1,0 +1,105 @@
+"""The page: one file that holds everything, and the Markdown of the same tables."""
+
+import base64
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ablate.records import StudyView
+from ablate.report import contents, table, words
+from ablate.report.arms import COLOURS, Arm, confirmed, printable
+from ablate.report.drawing import VARIABLES, Drawn
+from ablate.report.reproduce import Reproduction
+from components.spec import FLOP_CONVENTION
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_ON_DARK = ("#58b4f0", "#ff9457", "#3ccb9b", "#e78fc8", "#e2b13c", "#a29bff")
+"""The arms' colours on a dark page, in the order of `arms.COLOURS`."""
+
+
+def html(
+    view: StudyView,
+    arms: dict[str, Arm],
+    figures: Sequence[Drawn],
+    files: dict[str, str],
+    reproduction: Reproduction,
+) -> str:
+    """The whole report as one page.
+
+    Args:
+        files: texts of the files beside the page, by name; the page holds those that it offers to save.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["printable"] = printable
+    contrasts = contents.contrasts(view, arms)
+    return environment.get_template("report.html.j2").render(
+        view=view,
+        plan=view.plan,
+        arms=arms,
+        words=words,
+        verdicts=sorted(view.verdicts, key=lambda verdict: verdict.delta),
+        doubts=words.doubts(view, arms),
+        missing=words.missing(view, arms),
+        contrasts=contrasts,
+        dots=_dots(arms),
+        mismatches=contents.mismatches(view, arms),
+        budget=contents.budget(view),
+        models=contents.models(view, arms),
+        trials=contents.trials(view, arms),
+        states=Counter(row.state for row in view.trials),
+        reused=sum(row.reused_from is not None for row in view.trials),
+        diagnostics=contents.diagnostics(view, arms),
+        seeds=max((len(rows) for rows in confirmed(view).values()), default=0),
+        figures={drawn.figure.name: drawn for drawn in figures},
+        inline={drawn.figure.name: Markup(drawn.inline) for drawn in figures},
+        downloads=[(name, _data_url(name, text)) for name, text in files.items()],
+        reproduction=reproduction,
+        convention=FLOP_CONVENTION,
+        colours=list(zip(COLOURS, _ON_DARK, strict=True)),
+    )
+
+
+def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
+    """Verdicts, doubts and the contrast table, for an issue or a pull request."""
+    say = table.markdown
+    lines = [f"# {say(view.plan.question or view.name)}", "", say(words.headline(view, arms)), ""]
+    lines += [f"> {say(text)}" for text in words.missing(view, arms)]
+    for verdict in sorted(view.verdicts, key=lambda verdict: verdict.delta):
+        lines.append(
+            f"- **{say(words.badge(verdict))}** {say(verdict.sentence)} {say(words.belief(verdict))}"
+        )
+    doubts = words.doubts(view, arms)
+    if doubts:
+        lines += ["", "## Reasons for doubt", ""]
+    for doubt in doubts:
+        kind = "blocker" if doubt.blocks else "warning"
+        lines.append(f"- {kind} {say(doubt.id)} ({say(', '.join(doubt.arms))}): {say(doubt.text)}")
+    contrasts = contents.contrasts(view, arms)
+    lines += ["", f"## {say(contrasts.caption)}", ""]
+    for part in contrasts.groups:
+        lines += [table.to_markdown(part)]
+    lines += ["## Compute", "", table.to_markdown(contents.budget(view))]
+    lines += [
+        f"Study `{view.name}`, plan {view.plan.fingerprint}, data {view.plan.data_fingerprint[:16]}, "
+        f"FLOPs by convention {FLOP_CONVENTION}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _dots(arms: dict[str, Arm]) -> dict[str, str]:
+    """Each arm's colour in figures, as the page's variable of it."""
+    return {name: f"var(--{VARIABLES[arm.colour]})" for name, arm in arms.items()}
+
+
+def _data_url(name: str, text: str) -> str:
+    kinds: dict[str, Any] = {".csv": "text/csv", ".json": "application/json"}
+    kind = kinds.get(Path(name).suffix, "text/plain")
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
