@@ -42,10 +42,15 @@ def local_files(data: schema.Data) -> list[tuple[str, Path]]:
             raise refusal(
                 "data.files", "[]", "names no file", f"paths or globs, for data.source={data.source}"
             )
-        return [(str(i), path) for i, path in enumerate(_matching(data.files))]
+        matching = _matching(data.files)
+        if not any(path.stat().st_size for path in matching):
+            raise refusal("data.files", data.files, "has no documents", "files with text")
+        return [(str(i), path) for i, path in enumerate(matching)]
     folder = Path(data.source).expanduser()
     if folder.is_dir():
         found = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not found:
+            raise refusal("data.source", data.source, "is an empty folder", _ALLOWED)
         return [(path.relative_to(folder).as_posix(), path) for path in found]
     _check_hub_name(data.source)
     return []
@@ -75,6 +80,7 @@ def open_stream(data: schema.Data) -> Any:
     if data.text_column not in first:
         columns = list(first)
         raise refusal("data.text_column", data.text_column, "is no column", ", ".join(columns), columns)
+    _check_text(data, first[data.text_column])
     return stream.select_columns([data.text_column])
 
 
@@ -86,17 +92,21 @@ def documents(data: schema.Data, stream: Any) -> Iterator[str]:
     """
     read = 0
     for text in _texts(data, stream):
+        _check_text(data, text)
         if not text:
             continue
-        if not isinstance(text, str):
-            raise refusal(
-                "data.text_column", data.text_column, f"holds {type(text).__name__}", "a column of text"
-            )
         size = len(text.encode())
         if read and data.max_bytes and read + size > data.max_bytes:
             return
         read += size
         yield text
+
+
+def _check_text(data: schema.Data, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise refusal(
+            "data.text_column", data.text_column, f"holds {type(value).__name__}", "a column of text"
+        )
 
 
 def _texts(data: schema.Data, stream: Any) -> Iterator[Any]:

@@ -164,4 +164,5 @@ def _named_end(tokenizer: "Tokenizer", path: Path) -> str | None:
     if beside.is_file():
         eos = json.loads(beside.read_text()).get("eos_token")
         names.insert(0, eos["content"] if isinstance(eos, dict) else eos or END)
-    return next((name for name in names if tokenizer.token_to_id(name) is not None), None)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    return next((name for name in names if name in special), None)
