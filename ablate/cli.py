@@ -97,18 +97,33 @@ def run(overrides: Overrides = None, config_dir: ConfigDirs = None) -> None:
 
 
 @app.command()
-def plan(overrides: Overrides = None, config_dir: ConfigDirs = None, as_json: AsJson = False) -> None:
+def plan(
+    overrides: Overrides = None,
+    config_dir: ConfigDirs = None,
+    detect: Annotated[
+        float | None,
+        typer.Option(
+            "--detect",
+            metavar="NATS",
+            help="Also show the seeds that a difference of that size takes.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what a sweep will do, cost and be able to detect. Spends nothing, writes nothing."""
     from ablate import config, console
+    from ablate.detection import detection
     from ablate.home import Home
     from ablate.planning import make_plan
 
     loaded = config.load(overrides or [], config_dir or [])
     made = make_plan(loaded, Home.at(loaded.home))
+    wanted = None if detect is None else detection(made, detect)
     if as_json:
-        _print_json(_jsonable(made))
+        _print_json(_jsonable(made) | ({"detect": _jsonable(wanted)} if wanted else {}))
     else:
-        console.plan(made)
+        console.plan(made, wanted)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The plan: what a study will do and cost, before anything is spent."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -10,12 +10,19 @@ from ablate import units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan
 
+if TYPE_CHECKING:
+    from ablate.detection import Detection
+
 EQUAL = {"flops": "training FLOPs", "tokens": "training tokens"}
 """What `budget.match` makes equal, in words."""
 
 
-def plan(plan: Plan) -> None:
-    """Print the arms, what is equal between them and what is not, the budget, and what it can detect."""
+def plan(plan: Plan, wanted: "Detection | None" = None) -> None:
+    """Print the arms, what is equal between them and what is not, the budget, and what it can detect.
+
+    Args:
+        wanted: the design for an effect that somebody asked for.
+    """
     console = parts.console()
     console.print(Text(parts.words(plan.question) or plan.study, style="bold"))
     console.print(Text(f"{plan.study}, nothing spent yet", style="dim"))
@@ -25,7 +32,7 @@ def plan(plan: Plan) -> None:
     console.print(parts.heading("Budget"))
     console.print(_budget(plan))
     console.print(parts.heading("Design"))
-    console.print(parts.facts(_design(plan)))
+    console.print(parts.facts(_design(plan, wanted)))
     for text in plan.warnings:
         console.print(Text("\nwarning ", style="yellow").append(parts.words(text), style="default"))
 
@@ -123,7 +130,7 @@ def _budget(plan: Plan) -> Table:
     return table
 
 
-def _design(plan: Plan) -> list[tuple[str, str | Text]]:
+def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Text]]:
     seeds, trainer = plan.confirm_seeds, plan.run.trainer
     confirmed = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else ", ".join(map(str, seeds))
     time = "unknown: no trial has been measured on this device"
@@ -134,6 +141,7 @@ def _design(plan: Plan) -> list[tuple[str, str | Text]]:
     )
     return [
         ("detectable effect", effect),
+        *([(f"to detect {wanted.effect:g}", _seeds(wanted, len(seeds)))] if wanted else []),
         ("equivalent within", f"±{plan.run.sweep.confirm.margin:g} nats"),
         ("learning rates", ", ".join(map(parts.rate, plan.lr_grid))),
         ("seeds", f"search {plan.search_seed}; confirm {confirmed}"),
@@ -145,3 +153,11 @@ def _design(plan: Plan) -> list[tuple[str, str | Text]]:
         ("workers", f"{plan.workers} on {trainer.device}"),
         ("time", time),
     ]
+
+
+def _seeds(wanted: "Detection", planned: int) -> Text:
+    if wanted.seeds is None or wanted.total_mflop is None:
+        return Text("more seeds than a sweep may have; a longer trial or a larger batch has less noise")
+    text = Text(f"{wanted.seeds} seeds", style="bold").append(f" per arm (planned: {planned}): ", "not bold")
+    total = f", {units.compute(wanted.total_mflop)} in total"
+    return text.append(f"sweep.confirm.replicates={wanted.seeds}{total}", "not bold")

@@ -15,8 +15,10 @@ import pytest
 import study_views
 from rich.console import Console
 
-from ablate import console, units
+from ablate import console, stats, units
 from ablate.console import live_screen, log_lines, parts, plan_screen
+from ablate.detection import detection
+from ablate.errors import BadInputError
 from ablate.records import Caveat, StudyView
 
 LINKS = {
@@ -139,6 +141,30 @@ def test_the_plan_says_what_is_equal_where_tokens_are(capsys: pytest.CaptureFixt
     text = printed(capsys)
     assert "Equal between arms: training tokens, 205k per trial." in spaced(text)
     assert text.count("+25.0%") == len(arms) - 1
+
+
+def test_the_plan_answers_what_an_effect_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = study_views.plan()
+    found = detection(plan, 0.004)
+    assert found.seeds is not None
+    alpha = plan.run.sweep.confirm.alpha / (len(plan.arms) - 1)
+    assert (
+        plan.noise_sd * stats.mde(found.seeds, alpha)
+        <= 0.004
+        < plan.noise_sd * stats.mde(found.seeds - 1, alpha)
+    )
+    console.plan(plan, found)
+    text = spaced(printed(capsys))
+    assert f"to detect 0.004 {found.seeds} seeds per arm (planned: 6)" in text
+    assert f"sweep.confirm.replicates={found.seeds}" in text
+    trials = len(plan.arms) * (5 + plan.run.sweep.search.extensions + found.seeds)
+    paid = found.total_mflop * (1 - plan.run.budget.contingency)  # type: ignore[operator]
+    assert trials * plan.trial_mflop == pytest.approx(paid, abs=2)
+    console.plan(plan, detection(plan, 1e-7))
+    assert "more seeds than a sweep may have" in spaced(printed(capsys))
+    for nonsense in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(BadInputError, match="--detect"):
+            detection(plan, nonsense)
 
 
 def test_arms_of_one_schedule_are_told_apart_by_their_overrides() -> None:
