@@ -37,6 +37,12 @@ LAYERS: dict[str, dict[str, Any]] = {
     "csa": {"ratio": 4, "overlap": True, "topk": 3},
     "hca": {"ratio": 7},
 }
+ALTERNATIVES: dict[str, dict[str, Any]] = {
+    "mla": {},
+    "moba": {"ratio": 7, "topk": 3},
+    "nsa": {"ratio": 8, "topk": 4},
+    "gated_deltanet": {},
+}
 PARTS = {
     "position": "rope",
     "sink": "per_head",
@@ -48,7 +54,7 @@ PARTS = {
 
 def make_site(attention: str, layer: dict[str, Any] | None = None, **dims: Any) -> Site:
     """A site for an attention entry; `layer` changes its schedule fields."""
-    fields = LAYERS[attention] | (layer or {})
+    fields = (LAYERS | ALTERNATIVES)[attention] | (layer or {})
     return Site(dims=dataclasses.replace(DIMS, **dims), layer=Layer(index=0, attention=attention, **fields))
 
 
@@ -59,11 +65,13 @@ def make_part(slot: str, site: Site, name: str | None = None, **options: Any) ->
     return entry.cls(entry.config(options), site, **sizes)
 
 
-def make_attention(site: Site, dtype: torch.dtype = torch.float64, **names: str) -> Attention:
+def make_attention(
+    site: Site, dtype: torch.dtype = torch.float64, options: dict[str, Any] | None = None, **names: str
+) -> Attention:
     """The site's attention with the parts in `names`, all weights random and large enough to matter."""
-    cls = registry.get("attention", site.layer.attention).cls
-    parts = {slot: make_part(slot, site, names.get(slot)) for slot in cls.uses}
-    attention = cls(cls.Config(), site, **parts).to(dtype)
+    entry = registry.get("attention", site.layer.attention)
+    parts = {slot: make_part(slot, site, names.get(slot)) for slot in entry.cls.uses}
+    attention = entry.cls(entry.config(options), site, **parts).to(dtype)
     randomise(attention)
     return attention
 
@@ -77,10 +85,10 @@ def randomise(module: torch.nn.Module, seed: int = 1) -> None:
             parameter.copy_(1 + 0.3 * values if "norm" in name else 0.5 * values)
 
 
-def total_cost(site: Site, seq_len: int, **names: str) -> Cost:
+def total_cost(site: Site, seq_len: int, options: dict[str, Any] | None = None, **names: str) -> Cost:
     """Cost of the site's attention and all its parts."""
     entry = registry.get("attention", site.layer.attention)
-    total = entry.cls.cost(entry.config(), site, seq_len)
+    total = entry.cls.cost(entry.config(options), site, seq_len)
     for slot in entry.cls.uses:
         part = registry.get(slot, names.get(slot, PARTS[slot]))
         total += part.cls.cost(part.config(), site, seq_len)
