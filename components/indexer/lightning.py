@@ -13,6 +13,7 @@ from components.cache import Cache, appended, length, part
 from components.compressor.gated import Gated
 from components.indexer.dense import unselected_cost
 from components.indexer.teaching import divergence, mass_recall
+from components.indexer.topk import check_topk, topk_warnings
 from components.registry import register
 from components.slots import Aux, EntryMass, Indexer, Position
 from components.spec import Cost, NoOptions, Site, searchable
@@ -181,17 +182,13 @@ class Lightning(Indexer):
                 f"index_head_dim={dims.index_head_dim} must be even and at least "
                 f"qk_rope_head_dim={dims.qk_rope_head_dim}, because its last channels rotate in pairs"
             )
-        if site.layer.topk < 1:
-            raise ValueError(f"index_topk={site.layer.topk} must be at least 1")
+        check_topk(site)
 
     @staticmethod
     def warnings(config: Config, site: Site, seq_len: int) -> list[str]:
-        entries = seq_len // site.layer.ratio
-        if site.layer.topk >= entries:
-            return [
-                f"index_topk={site.layer.topk} has no effect: {seq_len} tokens have only {entries} "
-                f"compressed entries at ratio {site.layer.ratio}, and queries attend to all that they may see"
-            ]
+        idle = topk_warnings(site, seq_len)
+        if idle:
+            return idle
         if config.train == "none":
             return ["train=none: nothing trains the indexer, and its choice stays as random as it starts"]
         if config.train == "dense":
