@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,9 +29,9 @@ app.add_typer(data_app)
 
 def _complete_override(incomplete: str) -> list[str]:
     try:
-        from ablate import config
+        from ablate.completion import complete_word
 
-        return config.complete(incomplete)
+        return complete_word(incomplete, os.environ)
     except Exception:  # a completion that fails must not print into the user's prompt
         return []
 
@@ -144,7 +145,6 @@ def worker(
     ] = None,
 ) -> None:
     """Join a study as one more worker process, here or on another machine that sees the same home."""
-    import os
     import socket
 
     from ablate import worker as loop

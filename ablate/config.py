@@ -7,7 +7,6 @@ nearest match, and where it stands.
 """
 
 import copy
-import dataclasses
 import re
 import threading
 from collections.abc import Iterable, Sequence
@@ -24,10 +23,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablate import ranges, schema
+from ablate import schema
 from ablate.errors import BadInputError
 from ablate.locate import line_with, locate
-from ablate.tree import Tree, allowed_keys, apply_arm, keys
+from ablate.tree import Tree, allowed_keys, apply_arm
 from components import registry
 
 GROUPS = ("model", "data", "budget", "optimizer", "trainer", "launcher", "tracking", "sweep")
@@ -35,7 +34,7 @@ GROUPS = ("model", "data", "budget", "optimizer", "trainer", "launcher", "tracki
 
 _FREE_TEXT = ("model.compress_ratios",)
 _AMOUNTS = ("budget.total", "budget.per_trial")
-__all__ = ["apply_arm", "complete", "file_of", "load", "options", "restore", "snapshot"]
+__all__ = ["apply_arm", "file_of", "load", "options", "restore", "snapshot"]
 
 _LOCK = threading.Lock()
 
@@ -106,24 +105,6 @@ def file_of(group: str, option: str, config_dirs: Iterable[Path] = ()) -> Path |
         if path.exists():
             return path
     return None
-
-
-def complete(incomplete: str, config_dirs: Iterable[Path] = ()) -> list[str]:
-    """Continuations of a half-typed override: groups, their options, dotted keys."""
-    key, equals, _ = incomplete.partition("=")
-    if equals:
-        found = [f"{key}={name}" for name in options(key, config_dirs)] if key in _groups() else []
-        if key in ranges.CHOICES:
-            found = [f"{key}={name}" for name in ranges.CHOICES[key]]
-    else:
-        found = [f"{group}=" for group in _groups()]
-        slot = key.split(".")[0]
-        if "." in key and slot in schema.SLOT_GROUPS:
-            for entry in registry.entries(slot):
-                found += [f"{slot}.args.{f.name}=" for f in dataclasses.fields(entry.cls.Config)]
-        elif "." in key:
-            found += [f"{path}=" for path in keys(schema.to_dict(schema.Run()))]
-    return sorted({text for text in found if text.startswith(incomplete)})
 
 
 # ------------------------------------------------------------------------ overrides

@@ -215,18 +215,3 @@ def test_threads_may_compose_at_the_same_time() -> None:
         thread.join()
     assert len(results) == 4
     assert all(run == results[0] for run in results)
-
-
-@pytest.mark.parametrize(
-    ("incomplete", "expected"),
-    [
-        ("resi", "residual="),
-        ("residual=m", "residual=mhc"),
-        ("residual.args.hc_m", "residual.args.hc_mult="),
-        ("sweep=c", "sweep=compress_ratios"),
-        ("model.hid", "model.hidden_size="),
-        ("budget.match=t", "budget.match=tokens"),
-    ],
-)
-def test_completion(incomplete: str, expected: str) -> None:
-    assert expected in config.complete(incomplete)
