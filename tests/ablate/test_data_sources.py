@@ -162,18 +162,13 @@ def test_a_split_with_an_empty_side_is_refused_with_a_fraction_that_works(tmp_pa
     assert len(split(data.prepare(settings(path, val_fraction=works + 1e-4), home))[1]) == 1
 
 
-def test_the_hub_out_of_reach_is_refused_by_the_command(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "hf"),
-        "ABLATE_HOME": str(tmp_path / "home"),
-    }
-    command = [sys.executable, "-m", "ablate.cli", "data", "show", "data=hub", "data.source=nobody/nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "data.source=nobody/nothing cannot be read" in done.stderr
+def test_the_hub_out_of_reach_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    hub = schema.Data(source="nobody/nothing")
+    assert data.fingerprint(hub)
+    with pytest.raises(BadInputError, match=r"data\.source=nobody/nothing cannot be read .*Offline"):
+        data.prepare(hub, Home(tmp_path / "home"))
     assert not (tmp_path / "home").exists()
 
 
