@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ablate.prediction import Prediction, PredictionLayer
 from ablate.variant import Variant
 from components.cache import Cache
 from components.documents import Documents
@@ -28,7 +29,8 @@ class Output:
     Attributes:
         logits: [b, s, v].
         loss: mean nats per token where labels were given.
-        aux: auxiliary losses `loss/layers.3/…` and diagnostics `diag/layers.3/…`.
+        aux: auxiliary losses `loss/layers.3/…` and `loss/mtp/…`, weighted as they add to the loss, and
+            diagnostics `diag/layers.3/…`.
     """
 
     logits: Float[Tensor, "b s v"]
@@ -39,9 +41,9 @@ class Output:
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each reading from and writing to the residual state."""
 
-    def __init__(self, variant: Variant, layer: Layer) -> None:
+    def __init__(self, variant: Variant, layer: Layer, name: str) -> None:
         super().__init__()
-        self.name = f"layers.{layer.index}"
+        self.name = name
         self.attention_residual = cast(Residual, variant.part("residual", layer).build())
         self.attention_norm = cast(Norm, variant.part("norm", layer).build())
         self.attention = cast(Attention, variant.part("attention", layer).build())
@@ -95,14 +97,22 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.variant = variant
         dims, last = variant.dims, variant.layers[-1]
-        residual = cast(type[Residual], variant.part("residual", last).cls)
         self.streams = variant.streams
         shape, std = (dims.vocab_size, dims.hidden_size), dims.initializer_range
         self.embedding = nn.Parameter(torch.empty(shape).normal_(0.0, std))
-        self.layers = nn.ModuleList(Block(variant, layer) for layer in variant.layers)
-        self.collapse = residual.collapse(variant.config("residual")[1], Site(dims=dims, layer=last))
+        self.layers = nn.ModuleList(
+            Block(variant, layer, f"layers.{layer.index}") for layer in variant.layers
+        )
+        self.collapse = variant.residual.collapse(variant.config("residual")[1], Site(dims=dims, layer=last))
         self.norm = cast(Norm, variant.part("norm", last).build())
         self.head = nn.Parameter(torch.empty(shape).normal_(0.0, std))
+        self.mtp = Prediction(
+            variant,
+            [
+                PredictionLayer(variant, layer, Block(variant, layer, f"mtp/{i}"))
+                for i, layer in enumerate(variant.prediction_layers)
+            ],
+        )
 
     def forward(
         self,
@@ -110,7 +120,7 @@ class LanguageModel(nn.Module):
         labels: Int[Tensor, "b s"] | None = None,
         doc_ids: Int[Tensor, "b s"] | None = None,
     ) -> Output:
-        """Logits for every position.
+        """Logits for every position. Prediction layers run where there are labels.
 
         Args:
             labels: the token that each position should predict (inputs shifted by one already); positions
@@ -127,11 +137,14 @@ class LanguageModel(nn.Module):
         for layer in self.layers:
             state, more = layer(state, input_ids, documents)
             aux |= more
-        logits = self._logits(state)
+        hidden = self.collapse(state)
+        logits = F.linear(self.norm(hidden), self.head)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), labels.flatten())
-        return Output(logits, loss, aux)
+            further, more = self.mtp(state, hidden, input_ids, self.embedding, self.head, doc_ids)
+            aux |= more | self.mtp.losses(further, logits, labels)
+        return Output(logits, loss, _mean_indexer_loss(aux))
 
     @torch.no_grad()
     def decode(
@@ -163,6 +176,12 @@ class LanguageModel(nn.Module):
             step = getattr(module, "after_step", None)
             if module is not self and callable(step):
                 step()
+
+
+def _mean_indexer_loss(aux: Aux) -> Aux:
+    """Indexers learn from the mean of their layers' losses, so that each counts by the number of layers."""
+    keys = [key for key in aux if key.startswith("loss/") and key.endswith("/indexer")]
+    return aux | {key: aux[key] / len(keys) for key in keys}
 
 
 def initialise(model: LanguageModel, seed: int) -> None:

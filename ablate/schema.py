@@ -8,7 +8,18 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-SLOT_GROUPS = ("residual", "norm", "position", "sink", "output_projection", "compressor", "indexer", "ffn", "router")
+SLOT_GROUPS = (
+    "residual",
+    "norm",
+    "position",
+    "sink",
+    "output_projection",
+    "compressor",
+    "indexer",
+    "ffn",
+    "router",
+    "mtp",
+)
 """Slots that are chosen once per model, each a top-level config group; `attention` is chosen per layer by the schedule."""
 
 
@@ -224,6 +235,7 @@ class Run:
     indexer: Slot = field(default_factory=Slot)
     ffn: Slot = field(default_factory=Slot)
     router: Slot = field(default_factory=Slot)
+    mtp: Slot = field(default_factory=Slot)
     seed: int = 0
     home: str | None = None
     plugins: list[str] = field(default_factory=list)

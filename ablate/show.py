@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate import config, schema, units
+from ablate.costs import CostTable
 from ablate.errors import BadInputError
 from ablate.variant import Variant
 from components import registry
-from components.slots import Residual
 from components.spec import Cost, search_space
 
 LONG_SEQUENCE = 4096
@@ -63,8 +63,7 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
         seq_len = LONG_SEQUENCE
     variant = Variant.from_run(run, run.model.vocab_size or run.data.vocab_size)
     variant.check(seq_len)
-    table, backbone = variant.costs(seq_len), variant.costs(seq_len).total
-    prediction = prediction_cost(run, variant, seq_len) * run.model.num_nextn_predict_layers
+    table = variant.costs(seq_len)
     warnings = variant.warnings(seq_len)
     data = {
         "model": run.model.name,
@@ -73,54 +72,23 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
         "schedule": variant.schedule,
         "components": [
             {"component": label, "count": count, **dataclasses.asdict(cost)}
-            for label, count, cost in table.rows
+            for label, count, cost in table.backbone_rows
         ],
-        "backbone": dataclasses.asdict(backbone),
-        "prediction_layers": dataclasses.asdict(prediction),
-        "total_params": backbone.params + prediction.params,
-        "total_active_params": backbone.active_params + prediction.active_params,
+        "backbone": dataclasses.asdict(table.backbone),
+        "prediction_layers": dataclasses.asdict(table.prediction),
+        "total_params": table.total.params,
+        "total_active_params": table.total.active_params,
         "warnings": warnings,
     }
-    return Shown(data, _model_picture(run, variant, seq_len, table.rows, backbone, prediction, warnings))
-
-
-def prediction_cost(run: schema.Run, variant: Variant, seq_len: int) -> Cost:
-    """Cost of one multi-token prediction layer: a sliding-window block with a learned router, two d x d
-    projections, three norms and its own collapse; embedding and head are shared, but the head runs again.
-
-    Source: DeepSeek-V4 report §2.4; parameters 2d² + 3d beside the block.
-    """
-    single = dataclasses.replace(run.model, num_hidden_layers=1, compress_ratios="swa", num_hash_layers=0)
-    block = (
-        Variant.from_run(dataclasses.replace(run, model=single), variant.dims.vocab_size).costs(seq_len).total
-    )
-    d, embedding = variant.dims.hidden_size, variant.dims.vocab_size * variant.dims.hidden_size
-    residual = registry.get("residual", run.residual.name)
-    assert issubclass(residual.cls, Residual)
-    streams = residual.cls.streams(residual.config(run.residual.args))
-    shared = Cost(params=2 * embedding + d, active_params=2 * embedding + d)
-    own = Cost(
-        params=2 * d * d + 3 * d,
-        active_params=2 * d * d + 3 * d,
-        flops=2 * seq_len * d * d * (1 + streams),
-        kernel_flops=2 * seq_len * d * d * (1 + streams),
-        decode_flops=2 * d * d * (1 + streams),
-    )
-    return block + own + shared * -1
+    return Shown(data, _model_picture(run.model.name, variant, seq_len, table, warnings))
 
 
 def _model_picture(
-    run: schema.Run,
-    variant: Variant,
-    seq_len: int,
-    rows: Sequence[tuple[str, int, Cost]],
-    backbone: Cost,
-    prediction: Cost,
-    warnings: Sequence[str],
+    name: str, variant: Variant, seq_len: int, costs: CostTable, warnings: Sequence[str]
 ) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component")
-    for name in (
+    for column in (
         "count",
         "parameters",
         "active",
@@ -129,7 +97,7 @@ def _model_picture(
         "KV bytes/token",
         "share",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(column, justify="right")
 
     def add(label: str, count: str, cost: Cost, style: str = "") -> None:
         table.add_row(
@@ -137,27 +105,28 @@ def _model_picture(
             count,
             f"{cost.params:,}",
             f"{cost.active_params:,}",
-            f"{(cost.flops + cost.frozen_flops) / seq_len:,.0f}",
+            f"{cost.forward_flops / seq_len:,.0f}",
             f"{cost.train_flops / seq_len:,.0f}",
             f"{cost.kv_bytes / seq_len:,.1f}" if cost.kv_bytes else "",
-            f"{cost.train_flops / backbone.train_flops:.1%}",
+            f"{cost.train_flops / costs.total.train_flops:.1%}",
             style=style,
         )
 
-    for label, count, cost in rows:
+    for label, count, cost in costs.backbone_rows:
         add(label, str(count), cost)
     table.add_section()
-    add("backbone", "", backbone, "bold")
-    if run.model.num_nextn_predict_layers:
-        add("prediction layer (MTP)", str(run.model.num_nextn_predict_layers), prediction)
-        add("total with MTP", "", backbone + prediction, "bold")
+    add("backbone", "", costs.backbone, "bold")
+    if variant.prediction_layers:
+        label = f"prediction layers, mtp/{variant.config('mtp')[0]}"
+        add(label, str(len(variant.prediction_layers)), costs.prediction)
+        add("total with MTP", "", costs.total, "bold")
     dims = variant.dims
     head = Text.from_markup(
-        f"[bold]{escape(run.model.name)}[/]  {variant.fingerprint}\n"
+        f"[bold]{escape(name)}[/]  {variant.fingerprint}\n"
         f"{len(variant.layers)} layers of {dims.hidden_size}, "
         f"{dims.num_attention_heads} heads of {dims.head_dim}, "
         f"vocabulary {dims.vocab_size:,}; priced at sequences of {seq_len:,} tokens, decoding costs "
-        f"{units.flops(backbone.decode_flops)} per token after that context"
+        f"{units.flops(costs.total.decode_flops)} per token after that context"
     )
     notes = [Text.from_markup(f"[yellow]note[/] {escape(text)}") for text in warnings]
     return Group(head, Text(), _layers(variant), table, *notes)

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ablate import schedule
+from ablate import costs, schedule
+from ablate.costs import CostTable
 from ablate.errors import BadInputError
 from ablate.schema import SLOT_GROUPS, Model, Run
 from components import registry
 from components.slots import Attention, Component, Residual
-from components.spec import Cost, Dims, Layer, Site
-
-CostRow = tuple[str, int, Cost]
-"""Label, number of instances, cost of all of them together."""
+from components.spec import Dims, Layer, Site
 
 ROOTS = ("residual", "norm", "attention", "ffn")
 """Slots that a block itself fills; all others are reached through what these use."""
@@ -50,17 +48,6 @@ _NOT_NEGATIVE = (
     "num_hash_layers",
     "num_nextn_predict_layers",
 )
-
-
-@dataclass(frozen=True)
-class CostTable:
-    """What a variant costs for one sequence, by component."""
-
-    rows: tuple[CostRow, ...]
-
-    @property
-    def total(self) -> Cost:
-        return sum((cost for _, _, cost in self.rows), Cost())
 
 
 @dataclass(frozen=True)
@@ -98,11 +85,13 @@ class Variant:
         layers: one per layer, in order.
         slots: (slot, name, config) of every component in use, sorted; `attention` and `router` may occur
             more than once, because layers choose among them.
+        prediction_layers: one per further token that is predicted, numbered on from the last of `layers`.
     """
 
     dims: Dims
     layers: tuple[Layer, ...]
     slots: tuple[tuple[str, str, Any], ...]
+    prediction_layers: tuple[Layer, ...] = ()
 
     @classmethod
     def from_run(cls, run: Run, vocab_size: int | None = None) -> "Variant":
@@ -130,6 +119,7 @@ class Variant:
             "dims": dataclasses.asdict(self.dims),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "slots": [[slot, name, dataclasses.asdict(config)] for slot, name, config in self.slots],
+            "prediction_layers": [dataclasses.asdict(layer) for layer in self.prediction_layers],
         }
 
     @functools.cached_property
@@ -152,6 +142,7 @@ class Variant:
             f"{dims.num_attention_heads} heads of {dims.head_dim}, {names['residual']} residual, "
             f"{names['ffn']} feed-forward{f' ({experts}, {routed})' if routed else ''}, "
             f"vocabulary {dims.vocab_size}"
+            + (f", {len(self.prediction_layers)} x mtp/{names['mtp']}" if self.prediction_layers else "")
         )
 
     def diff(self, other: "Variant") -> dict[str, tuple[Any, Any]]:
@@ -168,10 +159,16 @@ class Variant:
         raise KeyError(f"{slot}/{name or '*'} is not part of this variant")
 
     @property
+    def residual(self) -> type[Residual]:
+        """The residual's class, which builds and prices the collapse too."""
+        cls = registry.get("residual", self.config("residual")[0]).cls
+        assert issubclass(cls, Residual)
+        return cls
+
+    @property
     def streams(self) -> int:
         """Number of residual streams."""
-        name, config = self.config("residual")
-        return _residual(name).streams(config)
+        return self.residual.streams(self.config("residual")[1])
 
     def part(self, slot: str, layer: Layer) -> Part:
         """The component of `slot` at a layer, with everything it uses."""
@@ -187,13 +184,18 @@ class Variant:
         Raises:
             BadInputError: names the key, the value and what is allowed.
         """
-        for layer in self.layers:
+        if seq_len <= len(self.prediction_layers):
+            raise BadInputError(
+                f"model.num_nextn_predict_layers={len(self.prediction_layers)} is not possible with "
+                f"trainer.seq_len={seq_len}. Allowed: less than the sequence length."
+            )
+        for layer in (*self.layers, *self.prediction_layers):
             if layer.ratio > seq_len:
                 raise BadInputError(
                     f"{schedule.KEY}={self.schedule}: layer {layer.index} compresses {layer.ratio} tokens "
                     f"to one, but trainer.seq_len={seq_len}. Allowed ratios: 1 to {seq_len}."
                 )
-            for part in self._parts(layer):
+            for part in self.parts(layer):
                 try:
                     part.cls.check(part.config, part.site, seq_len)
                 except ValueError as error:
@@ -202,8 +204,8 @@ class Variant:
     def warnings(self, seq_len: int) -> list[str]:
         """Settings under which components do nothing or less than their names promise, each sentence once."""
         layers_of: dict[str, list[int]] = {}
-        for layer in self.layers:
-            for part in self._parts(layer):
+        for layer in (*self.layers, *self.prediction_layers):
+            for part in self.parts(layer):
                 for text in part.cls.warnings(part.config, part.site, seq_len):
                     members = layers_of.setdefault(f"{part.slot}/{part.name}: {text}", [])
                     if layer.index not in members:
@@ -212,43 +214,12 @@ class Variant:
 
     def costs(self, seq_len: int) -> CostTable:
         """Exact cost of one sequence, by component."""
-        vocabulary = self.dims.vocab_size * self.dims.hidden_size
-        table = Cost(params=vocabulary, active_params=vocabulary)
-        head = dataclasses.replace(
-            table,
-            flops=2 * vocabulary * seq_len,
-            kernel_flops=2 * vocabulary * seq_len,
-            decode_flops=2 * vocabulary,
-        )
-        found: dict[str, tuple[int, Cost]] = {}
-        for layer in self.layers:
-            for label, count, cost in self._layer_costs(layer, seq_len):
-                before = found.get(label, (0, Cost()))
-                found[label] = (before[0] + count, before[1] + cost)
-        order = ("residual", "norm", "attention", *SLOT_GROUPS[2:])
-        labels = sorted(found, key=lambda label: (order.index(label.split("/")[0]), label))
-        rows = [("embedding", 1, table), *((label, *found[label]) for label in labels)]
-        rows += [("collapse", 1, self._collapse_cost(seq_len)), self._final_norm(seq_len), ("head", 1, head)]
-        return CostTable(tuple(rows))
+        return costs.table(self, seq_len)
 
-    def _parts(self, layer: Layer) -> Iterator[Part]:
+    def parts(self, layer: Layer) -> Iterator[Part]:
         """All components of a layer, each once; residual and norm stand for both of its sites."""
-        for slot in ROOTS:
+        for slot in (*ROOTS, *(["mtp"] if layer in self.prediction_layers else [])):
             yield from self.part(slot, layer).walk()
-
-    def _layer_costs(self, layer: Layer, seq_len: int) -> Iterator[CostRow]:
-        for part in self._parts(layer):
-            sites = 2 if part.slot in ("residual", "norm") else 1
-            cost = part.cls.cost(part.config, part.site, seq_len)
-            yield f"{part.slot}/{part.name}", sites, cost * sites
-
-    def _final_norm(self, seq_len: int) -> CostRow:
-        part = self.part("norm", self.layers[-1])
-        return "final norm", 1, part.cls.cost(part.config, part.site, seq_len)
-
-    def _collapse_cost(self, seq_len: int) -> Cost:
-        name, config = self.config("residual")
-        return _residual(name).collapse_cost(config, Site(dims=self.dims, layer=self.layers[-1]), seq_len)
 
 
 def _from_run(run: Run, vocab_size: int | None) -> Variant:
@@ -284,19 +255,26 @@ def _from_run(run: Run, vocab_size: int | None) -> Variant:
             )
             for layer in layers
         )
+    # Plain windows and no hash router, whatever the layers before them have.
+    window = Layer(index=len(layers), attention="sliding_window")
+    window = dataclasses.replace(window, router=chosen["router"].name) if routes else window
+    further = tuple(
+        dataclasses.replace(window, index=len(layers) + i) for i in range(model.num_nextn_predict_layers)
+    )
     names = {group: slot.name for group, slot in chosen.items()}
     used = {
         pair
-        for layer in layers
+        for layer in (*layers, *further)
         for slot in ROOTS
         for pair in _reachable(slot, layer.attention if slot == "attention" else names[slot], layer, names)
     }
+    used |= {("mtp", names["mtp"])} if further else set()
     slots = []
     for slot, name in sorted(used):
         given = chosen.get(slot)
         options = given.args if given is not None and given.name == name else {}
         slots.append((slot, name, registry.get(slot, name).config(options)))
-    return Variant(dims=Dims(**sizes), layers=layers, slots=tuple(slots))
+    return Variant(dims=Dims(**sizes), layers=layers, slots=tuple(slots), prediction_layers=further)
 
 
 def _reachable(slot: str, name: str, layer: Layer, names: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -342,17 +320,12 @@ def _sizes(slot: str, dims: Dims) -> dict[str, int]:
     return {}
 
 
-def _residual(name: str) -> type[Residual]:
-    cls = registry.get("residual", name).cls
-    assert issubclass(cls, Residual)
-    return cls
-
-
 def _flat(variant: Variant) -> dict[str, Any]:
     """Values by dotted key, as `diff` names them."""
     values: dict[str, Any] = {f"dims.{k}": v for k, v in dataclasses.asdict(variant.dims).items()}
     values["schedule"] = schedule.canonical(variant.layers, _defaults(0))
     values["routers"] = tuple(layer.router for layer in variant.layers)
+    values["prediction_layers"] = len(variant.prediction_layers)
     for slot, name, config in variant.slots:
         values[f"{slot}.{name}"] = True
         values |= {f"{slot}.{name}.{k}": v for k, v in dataclasses.asdict(config).items()}

@@ -264,3 +264,33 @@ class Residual(Component):
         self, state: Float[Tensor, "b s n d"], y: Float[Tensor, "b s d"], carry: Any
     ) -> Float[Tensor, "b s n d"]:
         """The next state, given the branch's output."""
+
+
+class MTP(Component):
+    """How a layer that predicts one token further joins the stack before it with the token that it now knows.
+
+    Only the joining: block, collapse and norm after it are built by the model from its other slots; embedding
+    and head are the model's own, used again. `Config` has a `weight`, the coefficient of the loss.
+    """
+
+    slot = "mtp"
+
+    @abstractmethod
+    def forward(
+        self,
+        state: Float[Tensor, "b s n d"],
+        hidden: Float[Tensor, "b s d"],
+        embedded: Float[Tensor, "b s d"],
+    ) -> Float[Tensor, "b s n d"]:
+        """The residual state in which the block starts.
+
+        Args:
+            state: what the last layer, or the prediction layer before this one, left.
+            hidden: the same, collapsed.
+            embedded: embeddings of the tokens that follow those that `state` has seen.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def cost(config: Any, site: Site, seq_len: int, streams: int = 1) -> Cost:
+        """Cost of the joining, with n = `streams` residual streams."""

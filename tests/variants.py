@@ -38,6 +38,7 @@ SLOTS = {
     "indexer": "lightning",
     "ffn": "moe",
     "router": "learned",
+    "mtp": "v4",
 }
 
 

@@ -28,6 +28,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hca": {"compress_ratios": "hca@8*4,hca@3"},
     "no_shared_expert": {"n_shared_experts": 0},
     "two_shared_experts": {"n_shared_experts": 2, "num_experts_per_tok": 1},
+    "untrained_indexer": {"indexer": Slot("lightning", {"train": "none"})},
+    "dense_warm_up": {"indexer": Slot("lightning", {"train": "dense"})},
+    "mtp": {"num_nextn_predict_layers": 1},
+    "mtp_v3": {"num_nextn_predict_layers": 1, "mtp": Slot("v3")},
+    "mtp_twice": {"num_nextn_predict_layers": 2},
+    "mtp_prenorm": {"num_nextn_predict_layers": 1, "residual": Slot("prenorm")},
+    "mtp_dense": {"num_nextn_predict_layers": 1, "ffn": Slot("swiglu"), "compress_ratios": "dense*5"},
 }
 
 
@@ -76,7 +83,7 @@ def test_costs_are_what_is_built_and_run(name: str) -> None:
         table = variant.costs(length)
         assert table.total.params == sum(parameter.numel() for parameter in model.parameters())
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(ids(length))
+            model(ids(length), ids(length))
         assert table.total.kernel_flops == counter.get_total_flops()
         assert table.total.flops > 0
         assert table.total.active_params <= table.total.params
@@ -107,11 +114,14 @@ def test_no_logit_depends_on_later_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_element_of_every_parameter_is_alive(name: str) -> None:
-    """All but the indexer's, because no language-model gradient passes through its choice."""
+    """All but the indexer's, because no language-model gradient passes through its choice. The loss of
+    prediction layers is theirs alone to live from."""
     model = randomise(LanguageModel(make_variant(**VARIANTS[name])))
     tokens = torch.stack([torch.randperm(31, generator=torch.Generator().manual_seed(i)) for i in range(12)])
     targets = ids(31, batch=12, seed=1)
-    model(tokens, targets).loss.backward()
+    output = model(tokens, targets)
+    further = [value for key, value in output.aux.items() if key.startswith("loss/mtp/")]
+    sum(further, output.loss).backward()
     for key, parameter in model.named_parameters():
         if "indexer" in key:
             assert parameter.grad is None, key
@@ -195,6 +205,9 @@ def test_training_lowers_the_loss() -> None:
 
 def test_three_billion_parameters_on_the_meta_device() -> None:
     model = build_model("v4_mini_3b", device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_165_669_952
+    assert sum(parameter.numel() for parameter in model.mtp.parameters()) == 3_165_669_952 - 3_066_509_741
+    model = build_model("v4_mini_3b", device="meta", overrides=["model.num_nextn_predict_layers=0"])
     assert sum(parameter.numel() for parameter in model.parameters()) == 3_066_509_741
 
 

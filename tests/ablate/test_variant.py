@@ -76,8 +76,18 @@ PRO = {
     ids=["mini", "flash", "pro"],
 )
 def test_published_parameter_counts(sizes: dict[str, Any], total: int, active: int) -> None:
-    cost = make_variant(**sizes).costs(4096).total
+    cost = make_variant(**sizes).costs(4096).backbone
     assert (cost.params, cost.active_params) == (total, active)
+
+
+def test_published_parameter_counts_with_a_prediction_layer() -> None:
+    mini, flash, pro = (
+        make_variant(**sizes | {"num_nextn_predict_layers": 1}).costs(4096) for sizes in (MINI, FLASH, PRO)
+    )
+    assert mini.backbone == make_variant(**MINI).costs(4096).total
+    assert (mini.total.params, mini.total.active_params) == (3_165_669_952, 1_113_082_432)
+    assert flash.prediction.params == 6_610_048_635
+    assert pro.prediction.params == 25_840_145_595
 
 
 def test_mini_breakdown_and_flops() -> None:
@@ -89,8 +99,12 @@ def test_mini_breakdown_and_flops() -> None:
     assert rows["residual/mhc"][0] == 56
     assert round(rows["residual/mhc"][1].params / 1e6 + rows["collapse"][1].params / 1e6, 2) == 8.28
     total = variant.costs(4096).total
-    assert (total.flops + total.frozen_flops) / 4096 == pytest.approx(1.823e9, abs=5e5)
-    assert total.frozen_flops / 4096 == pytest.approx((36.4 + 20.4) * 1e6, abs=1e5)
+    assert total.forward_flops / 4096 == pytest.approx(1.823e9, abs=5e5)
+    assert total.detached_flops / 4096 == pytest.approx(36.4e6, abs=5e4)
+    assert total.train_flops == 3 * total.forward_flops - total.detached_flops
+    untrained = make_variant(**MINI, indexer=Slot("lightning", {"train": "none"})).costs(4096).total
+    assert untrained.forward_flops == total.forward_flops
+    assert untrained.frozen_flops / 4096 == pytest.approx((36.4 + 20.4) * 1e6, abs=1e5)
 
 
 def test_table_adds_up_and_labels_are_unique() -> None:
@@ -115,7 +129,9 @@ def test_options_of_unused_components_do_not_count() -> None:
     run = make_run(compress_ratios="swa*2", num_hidden_layers=2)
     other = dataclasses.replace(run, model=dataclasses.replace(run.model, index_topk=99))
     assert Variant.from_run(run) == Variant.from_run(other)
-    assert "indexer" not in {slot for slot, _, _ in Variant.from_run(run).slots}
+    other = dataclasses.replace(run, mtp=Slot("v3"))
+    assert Variant.from_run(run) == Variant.from_run(other)
+    assert {"indexer", "mtp"}.isdisjoint(slot for slot, _, _ in Variant.from_run(run).slots)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +143,8 @@ def test_options_of_unused_components_do_not_count() -> None:
         {"num_hash_layers": 0},
         {"index_topk": 5},
         {"rms_norm_eps": 1e-5},
+        {"num_nextn_predict_layers": 1},
+        {"indexer": Slot("lightning", {"train": "none"})},
     ],
 )
 def test_everything_that_decides_the_model_changes_the_fingerprint(change: dict[str, Any]) -> None:
@@ -166,6 +184,8 @@ def test_check_knows_the_sequence() -> None:
     variant.check(16)
     with pytest.raises(BadInputError, match=r"model.compress_ratios=swa\*4,hca@16: layer 4 .*seq_len=15"):
         variant.check(15)
+    with pytest.raises(BadInputError, match="num_nextn_predict_layers=2 .*seq_len=2"):
+        make_variant(compress_ratios="swa*5", num_nextn_predict_layers=2).check(2)
     with pytest.raises(BadInputError, match="num_experts_per_tok=9"):
         make_variant(num_experts_per_tok=9).check(32)
 

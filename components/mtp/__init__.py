@@ -1,0 +1,1 @@
+"""Predicting more than the next token."""
