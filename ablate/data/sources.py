@@ -36,7 +36,7 @@ def local_files(data: schema.Data) -> list[tuple[str, Path]]:
     if data.source == STDLIB:
         if data.files:
             raise refusal("data.files", data.files, f"is not read by data.source={STDLIB}", "data.files=[]")
-        return [(path.relative_to(_stdlib()).as_posix(), path) for path in _stdlib_files()]
+        return _stdlib_files()
     if data.source in BUILDERS:
         if not data.files:
             raise refusal(
@@ -145,23 +145,20 @@ def _load(data: schema.Data) -> Any:
 
 
 def _stdlib_rows(column: str) -> Iterator[dict[str, str]]:
-    for path in _stdlib_files():
+    for _, path in _stdlib_files():
         with tokenize.open(path) as file:  # by the encoding that the file declares
             yield {column: file.read()}
 
 
-def _stdlib() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
-def _stdlib_files() -> list[Path]:
+def _stdlib_files() -> list[tuple[str, Path]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
     found = []
-    for folder, folders, names in os.walk(_stdlib()):
+    for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _NOT_SOURCE and not name.startswith(_GENERATED)]
         found += [
             Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(_GENERATED)
         ]
-    return sorted(found, key=lambda path: path.relative_to(_stdlib()).as_posix())
+    return sorted((path.relative_to(root).as_posix(), path) for path in found)
 
 
 def _matching(patterns: list[str]) -> list[Path]:
