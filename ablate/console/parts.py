@@ -54,9 +54,8 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """A relative difference with its sign; three digits from a tenth of a percent on."""
-    digits = 0 if abs(value) >= 0.995 else 1
-    return f"{value:+.{digits}%}".replace("-", "−")
+    """A relative difference with its sign, to a tenth of a percent unless it is huge."""
+    return f"{value:+.{0 if abs(value) >= 10 else 1}%}".replace("-", "−")
 
 
 def probability(value: float) -> str:

@@ -114,7 +114,7 @@ def _budget(plan: Plan) -> Table:
     points, extensions, seeds = sweep.search.points, sweep.search.extensions, len(plan.confirm_seeds)
     spread = f"{arms} arms × {points} learning rates"
     if extensions:
-        spread += f", and up to {extensions} more each where the best is at an edge"
+        spread += f", and up to {extensions} more each while a best is at an edge"
     details = {
         "search": (spread, arms * (points + extensions)),
         "confirm": (f"{arms} arms × {seeds} fresh seeds, the same for all arms", arms * seeds),

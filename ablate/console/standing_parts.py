@@ -40,8 +40,9 @@ def arms_table(
         columns += [("Δ nats [95 % CI]" if judged else "Δ nats", "right"), ("seeds", "right")]
     columns.append(("search", "right"))
     roomy = not judged or width >= 100
-    if roomy:
-        columns += [("lr", "right"), "best curve"]
+    tuned = roomy and any(line.lr is not None for line in lines)
+    columns += [("lr", "right")] if tuned else []
+    columns += ["best curve"] if roomy else []
     table = parts.table(*columns, fold=fold)
     shown = lines[:limit]
     for line in shown:
@@ -53,8 +54,8 @@ def arms_table(
         if compared:
             cells += [parts.nats(line.loss), _difference(line), f"{line.n}/{line.planned}"]
         cells.append(parts.nats(line.search_loss))
-        if roomy:
-            cells += [parts.rate(line.lr), _curve(view, line.name, 16)]
+        cells += [parts.rate(line.lr)] if tuned else []
+        cells += [_curve(view, line.name, 16)] if roomy else []
         table.add_row(*cells)
     if len(shown) < len(lines):
         table.add_row("", Text(f"… {len(lines) - len(shown)} more arms", style="dim"))
