@@ -17,6 +17,9 @@ from torch import Tensor
 from ablate import faults
 
 STATE, META, MANIFEST = "state.safetensors", "meta.json", "manifest.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""Final weights of a trial, and the configuration that builds the model they belong to."""
+
 _PREFIX = "step-"
 
 
@@ -47,7 +50,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, part / STATE)
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, part / STATE
+        )
         (part / META).write_text(json.dumps({"step": checkpoint.step, **checkpoint.meta}))
         sums = {name: _sha256(part / name) for name in (STATE, META)}
         (part / MANIFEST).write_text(json.dumps(sums))

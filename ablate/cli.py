@@ -266,6 +266,41 @@ def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_jso
 
 
 @app.command()
+def generate(
+    trained: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT|STUDY",
+            help="Folder of a trial's weights, or a study: its best trial that has kept them.",
+            autocompletion=_complete_study,
+            show_default=False,
+        ),
+    ],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")] = "",
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to draw at most.")] = 100,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Divisor of logits; 0 always takes the most likely token.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed draws another text.")] = 0,
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write text with the weights of a trained trial, up to the end of a document."""
+    from ablate import generate as writing
+
+    at = _home(home)
+    model = writing.load(writing.find(trained, at), at)
+    pieces = model.write(prompt, tokens, temperature, seed)
+    if as_json:
+        _print_json({"checkpoint": str(model.folder), "prompt": prompt, "text": "".join(pieces)})
+        return
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
 def doctor(home: HomeOption = None, as_json: AsJson = False) -> None:
     """Check this machine: versions, cores, devices, home folder, database."""
     from ablate import doctor as checks

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ablate import checkpoint, optimization, schema
-from ablate.checkpoint import Checkpoint
+from ablate.checkpoint import CONFIG, WEIGHTS, Checkpoint
 from ablate.data import Batch, Corpus
 from ablate.errors import StopTraining
 from ablate.evaluation import Evaluation, evaluate
@@ -31,9 +31,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.plugins.environments import LightningEnvironment
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-"""Final weights of a trial, and the configuration that builds the model they belong to."""
 
 _LOOKS = 100
 """Times per trial that the training loss is looked at for divergence."""

@@ -1,7 +1,7 @@
 """What compressors share: blocks of tokens, and the slots that one entry is pooled from."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ class BlockCompressor(Compressor):
         """What tokens give to entries."""
 
     @abstractmethod
-    def pool(self, *projected: Float[Tensor, "b t m p"]) -> Float[Tensor, "b t c"]:
+    def pool(self, projected: Sequence[Float[Tensor, "b t m p"]]) -> Float[Tensor, "b t c"]:
         """One entry for each of t complete blocks of m tokens; the first has no block before it."""
 
     def forward(self, x: Float[Tensor, "b s d"], position: Position) -> Float[Tensor, "b t c"]:
@@ -67,7 +67,7 @@ class BlockCompressor(Compressor):
         self, projected: Iterable[Float[Tensor, "b s p"]], dtype: torch.dtype
     ) -> Float[Tensor, "b t c"]:
         blocks = [z.unflatten(1, (z.shape[1] // self.ratio, self.ratio)) for z in projected]
-        return rms_norm(self.pool(*blocks).to(dtype), self.norm, self.eps)
+        return rms_norm(self.pool(blocks).to(dtype), self.norm, self.eps)
 
 
 def streams(site: Site) -> int:

@@ -1,5 +1,7 @@
 """DeepSeek-V4's compressor: gated pooling of blocks of tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -44,10 +46,9 @@ class Gated(BlockCompressor):
         """Values and gates."""
         return F.linear(x, self.kv), F.linear(x, self.gate)
 
-    def pool(
-        self, values: Float[Tensor, "b t m oc"], gates: Float[Tensor, "b t m oc"]
-    ) -> Float[Tensor, "b t c"]:
+    def pool(self, projected: Sequence[Float[Tensor, "b t m oc"]]) -> Float[Tensor, "b t c"]:
         """Softmax-weighted means of values."""
+        values, gates = projected
         gates = at_least_float32(gates) + self.ape
         weights = slots(gates, self.overlap, missing=-torch.inf).softmax(dim=2)
         return (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2)

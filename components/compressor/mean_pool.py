@@ -1,5 +1,7 @@
 """Compression by plain means, without gates."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,9 +37,9 @@ class MeanPool(BlockCompressor):
         """Values."""
         return (F.linear(x, self.kv),)
 
-    def pool(self, values: Float[Tensor, "b t m oc"]) -> Float[Tensor, "b t c"]:
+    def pool(self, projected: Sequence[Float[Tensor, "b t m oc"]]) -> Float[Tensor, "b t c"]:
         """Means of values."""
-        values = slots(values, self.overlap, missing=0.0)
+        values = slots(projected[0], self.overlap, missing=0.0)
         count = torch.full((values.shape[1], 1), values.shape[2], device=values.device)
         count[:1] = self.ratio
         return values.sum(dim=2) / count

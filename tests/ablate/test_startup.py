@@ -45,6 +45,7 @@ def test_help_is_fast_and_names_every_command() -> None:
         "dashboard",
         "list",
         "show",
+        "generate",
         "doctor",
     ):
         assert command in done.stdout

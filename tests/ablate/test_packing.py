@@ -92,6 +92,7 @@ def test_decoding_gives_the_logits_of_one_pass(name: str, split: list[int]) -> N
         logits, caches = model.decode(piece, caches)
         found.append(logits)
     torch.testing.assert_close(torch.cat(found, dim=1), model(tokens).logits, rtol=0, atol=1e-10)
+    assert caches is not None
     assert sum(cache.kv_bytes for cache in caches) == model.variant.costs(40).total.kv_bytes
 
 
