@@ -57,6 +57,13 @@ def _keys(typed: str) -> Iterator[str]:
 
         for entry in registry.entries(slot):
             yield from (f"{slot}.args.{field.name}=" for field in dataclasses.fields(entry.cls.Config))
+    elif slot == "attention":
+        from components import registry
+
+        for entry in registry.entries(slot):
+            yield from (
+                f"{slot}.{entry.name}.{field.name}=" for field in dataclasses.fields(entry.cls.Config)
+            )
     else:
         yield from (f"{key}=" for key in _leaves(schema.to_dict(schema.Run())))
 

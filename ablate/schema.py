@@ -236,6 +236,8 @@ class Run:
     ffn: Slot = field(default_factory=Slot)
     router: Slot = field(default_factory=Slot)
     mtp: Slot = field(default_factory=Slot)
+    attention: dict[str, Any] = field(default_factory=dict)
+    """Options by entry, such as `attention.mla.kv_lora_rank`. Which layer has which entry says the schedule."""
     seed: int = 0
     home: str | None = None
     plugins: list[str] = field(default_factory=list)

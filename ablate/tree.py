@@ -17,7 +17,7 @@ from ablate.locate import locate
 from ablate.typed import coerce, field_types
 from components import registry
 
-ARM_GROUPS = ("model", "optimizer", *schema.SLOT_GROUPS)
+ARM_GROUPS = ("model", "optimizer", "attention", *schema.SLOT_GROUPS)
 """What an arm may change. Data, trainer, budget and seeds are shared, or pairs would not be pairs."""
 
 
@@ -85,6 +85,8 @@ class Tree:
         parts = key.split(".")
         if parts[0] in schema.SLOT_GROUPS:
             return self._set_slot(parts[0], parts[1:], value)
+        if parts[0] == "attention":
+            return self._set_attention(parts[1:], value)
         cls: Any = schema.Run
         node = self.values
         for depth, part in enumerate(parts):
@@ -124,17 +126,34 @@ class Tree:
             self.merge(f"{slot}.args.", value)
         elif len(rest) == 2 and rest[0] == "args":
             entry = self._entry(slot, self.values[slot]["name"], key)
-            types = field_types(entry.cls.Config)
-            if rest[1] not in types:
-                names = [f"{slot}.args.{name}" for name in types]
-                raise BadInputError(
-                    f"{key}={value}{self.where(key, value)}: "
-                    f"{registry.unknown(f'option of {slot}/{entry.name}', key, names)}"
-                )
-            self.values[slot]["args"][rest[1]] = self._value(key, value, types[rest[1]])
-            self._check_config(slot, entry, key, value)
+            self._set_option(entry, self.values[slot]["args"], key, value)
         else:
             raise self._unknown(key, value)
+
+    def _set_attention(self, rest: list[str], value: Any) -> None:
+        """Options by entry, because a schedule may have many; an entry's name is no value of its own."""
+        key = ".".join(["attention", *rest])
+        if len(rest) < 2 and isinstance(value, Mapping):
+            self.merge(f"{key}.", value)
+        elif len(rest) == 2:
+            entry = self._entry("attention", rest[0], key)
+            self._set_option(entry, self.values["attention"].setdefault(entry.name, {}), key, value)
+        else:
+            raise BadInputError(
+                f"{key}={value}{self.where(key, value)} is no option. model.compress_ratios says which "
+                "attention a layer has. Allowed: attention.ENTRY.OPTION, as in attention.mla.kv_lora_rank=64."
+            )
+
+    def _set_option(self, entry: registry.Entry, options: dict[str, Any], key: str, value: Any) -> None:
+        types, (place, _, name) = field_types(entry.cls.Config), key.rpartition(".")
+        if name not in types:
+            names = [f"{place}.{known}" for known in types]
+            raise BadInputError(
+                f"{key}={value}{self.where(key, value)}: "
+                f"{registry.unknown(f'option of {entry.slot}/{entry.name}', key, names)}"
+            )
+        options[name] = self._value(key, value, types[name])
+        self._check_config(entry, options, key, value)
 
     def _entry(self, slot: str, name: str, key: str) -> registry.Entry:
         try:
@@ -142,10 +161,10 @@ class Tree:
         except registry.UnknownNameError as error:
             raise BadInputError(f"{slot}={name}{self.where(key, name)}: {error}") from error
 
-    def _check_config(self, slot: str, entry: registry.Entry, key: str, value: Any) -> None:
+    def _check_config(self, entry: registry.Entry, options: Mapping[str, Any], key: str, value: Any) -> None:
         """Let the component's own `__post_init__` judge, with all options that are set so far."""
         try:
-            entry.config({k: v for k, v in self.values[slot]["args"].items() if v != "???"})
+            entry.config({k: v for k, v in options.items() if v != "???"})
         except ValueError as error:
             raise BadInputError(f"{key}={value}{self.where(key, value)}: {error}") from error
         except TypeError:

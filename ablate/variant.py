@@ -273,6 +273,7 @@ def _from_run(run: Run, vocab_size: int | None) -> Variant:
     for slot, name in sorted(used):
         given = chosen.get(slot)
         options = given.args if given is not None and given.name == name else {}
+        options = run.attention.get(name, {}) if slot == "attention" else options
         slots.append((slot, name, registry.get(slot, name).config(options)))
     return Variant(dims=Dims(**sizes), layers=layers, slots=tuple(slots), prediction_layers=further)
 

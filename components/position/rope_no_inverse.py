@@ -18,6 +18,7 @@ class RopeNoInverse(Rotary):
 
     @staticmethod
     def warnings(config: Rotary.Config, site: Site, seq_len: int) -> list[str]:
-        if site.layer.attention == "dense":
-            return ["dense attention rotates no values, so nothing is turned back anyway: the same as rope"]
+        name = site.layer.attention
+        if name in ("dense", "mla", "moba", "nsa"):
+            return [f"{name} attention rotates no values, so nothing is turned back anyway: the same as rope"]
         return Rotary.warnings(config, site, seq_len)

@@ -1,5 +1,7 @@
 """Language models whose layers are alternatives to DeepSeek-V4's attention."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from variants import make_variant
 
+from ablate import completion, config
 from ablate.errors import BadInputError
 from ablate.model import LanguageModel, build_model
 from ablate.schema import Slot
+from ablate.variant import Variant
 
 MIXED = "mla,moba@16:k2,nsa@8:k2,gated_deltanet,csa@4:k2"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -94,3 +98,63 @@ def test_tokens_of_the_schedule_survive() -> None:
         make_variant(compress_ratios="moba*5")
     with pytest.raises(BadInputError, match="mla does not compress"):
         make_variant(compress_ratios="mla@4*5")
+
+
+MLA = ["model=micro", "model.compress_ratios=mla*4"]
+
+
+def test_options_of_an_entry_reach_its_layers_and_the_fingerprint() -> None:
+    plain, small = (
+        config.load([*MLA, *more], require_sweep=False) for more in ([], ["attention.mla.kv_lora_rank=24"])
+    )
+    assert small.attention == {"mla": {"kv_lora_rank": 24}}
+    assert config.restore(config.snapshot(small)) == small
+    one, two = (Variant.from_run(run, 64) for run in (plain, small))
+    assert one.diff(two) == {"attention.mla.kv_lora_rank": (0, 24)}
+    assert one.fingerprint != two.fingerprint
+    assert build_model(two).layers[0].attention.kv_b.shape == (4 * 2 * 16, 24)  # type: ignore[union-attr]
+    arm = config.apply_arm(plain, {"attention.mla.kv_lora_rank": 24})
+    assert Variant.from_run(arm, 64) == two
+    nested = config.apply_arm(plain, {"attention": {"mla": {"kv_lora_rank": 24}}})
+    assert nested == arm
+    assert dataclasses.replace(arm, attention={}) == plain
+
+
+def test_options_of_an_entry_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "latents.yaml").write_text(
+        "# @package _global_\n"
+        "attention: {mla: {kv_lora_rank: 24}}\n"
+        "model: {compress_ratios: mla*4}\n"
+        "sweep:\n"
+        "  question: How small may a latent be?\n"
+        "  baseline: base\n"
+        "  arms:\n"
+        "    base: {}\n"
+        "    half: {attention.mla.kv_lora_rank: 12}\n",
+        "utf-8",
+    )
+    run = config.load(["sweep=latents"], [tmp_path])
+    assert run.attention["mla"]["kv_lora_rank"] == 24
+    half = config.apply_arm(run, run.sweep.arms["half"])
+    assert half.attention == {"mla": {"kv_lora_rank": 12}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("attention.mla.kv_lora_rang=3", r"Did you mean 'attention.mla.kv_lora_rank'\?"),
+        ("attention.mlb.kv_lora_rank=3", r"no attention named 'mlb'\. Did you mean 'mla'\?"),
+        ("attention.mla.kv_lora_rank=many", r"kv_lora_rank=many has the wrong type\. Allowed: an integer"),
+        ("attention.nsa.local_blocks=0", r"attention.nsa.local_blocks=0: local_blocks=0 must be at least 1"),
+        ("attention=mla", r"attention=mla is no option\. model.compress_ratios says"),
+        ("attention.mla=3", r"attention.mla=3 is no option"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(override: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        config.load([*MLA, override], require_sweep=False)
+
+
+def test_options_of_entries_are_offered() -> None:
+    assert completion.complete("attention.mla.kv") == ["attention.mla.kv_lora_rank="]
