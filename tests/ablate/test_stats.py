@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, permutation_test
 from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
@@ -190,7 +191,9 @@ def test_holm_is_closed_testing_with_bonferroni(p: list[float]) -> None:
         assert adjusted[i] >= p[i] - 1e-12
 
 
-def test_holm_of_nothing() -> None:
+def test_holm_agrees_with_statsmodels() -> None:
+    p = np.random.default_rng(1).uniform(0, 0.2, 12)
+    assert stats.holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
     assert stats.holm([]) == []
 
 
