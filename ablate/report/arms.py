@@ -1,7 +1,7 @@
 """What stands for an arm in every figure and table: a short label, a colour, a mark."""
 
+import re
 import statistics
-import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ COLOURS = ("#0072b2", "#c84e00", "#00845f", "#b0468c", "#a87900", "#5a50c8")
 MARKS = ("s", "^", "D", "v", "P", "X")
 LABEL = 26
 """Letters of a label."""
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 _ENDED = ("complete", "diverged")
 
@@ -84,9 +86,7 @@ def mean(values: list[float | None]) -> float | None:
 
 def printable(text: str) -> str:
     """Text without control characters and lone surrogates, which neither XML nor UTF-8 can hold."""
-    return "".join(
-        "�" if unicodedata.category(c) in ("Cc", "Cs", "Cn") and c not in "\n\t" else c for c in text
-    )
+    return _UNPRINTABLE.sub("�", text)
 
 
 def _labels(names: list[str]) -> dict[str, str]:

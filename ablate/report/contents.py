@@ -94,7 +94,7 @@ def _contrast_columns(arms: dict[str, Arm]) -> list[Column]:
         Column("Arm", lambda r: arms[r["arm"]].label, numeric=False, paper=True),
         Column("Verdict", lambda r: KINDS[r["verdict"]], False, effect, "badge", paper=True),
         Column("Seeds", lambda r: _of(r["n"], r["planned"]), group=effect, paper=True),
-        Column("Δ loss [95 % interval], nats", _interval, group=effect, paper=True),
+        Column("Δ loss [95 % interval], nats", _interval, group=effect, wide=True, paper=True),
         Column("p, Holm", lambda r: formats.probability(r["p_holm"]), group=effect, paper=True),
         Column("p, sign flip", lambda r: formats.probability(r["p_flip"]), group=effect, paper=True),
         Column("p, equivalence", lambda r: formats.probability(r["p_tost"]), group=effect),
@@ -215,10 +215,12 @@ def models(view: StudyView, arms: dict[str, Arm]) -> Table:
     ]
     columns = (
         Column("Arm", lambda r: arms[r["arm"]].label + (" (baseline)" if r["baseline"] else ""), False),
-        Column("Whole name", lambda r: r["arm"] if arms[r["arm"]].label != r["arm"] else "", False),
-        Column("Differs by", lambda r: _overrides(r["overrides"]), False, style="code"),
-        Column("Schedule", lambda r: r["schedule"], False, style="code"),
-        Column("Model", lambda r: r["model"], False),
+        Column(
+            "Whole name", lambda r: r["arm"] if arms[r["arm"]].label != r["arm"] else "", False, wide=True
+        ),
+        Column("Differs by", lambda r: _overrides(r["overrides"]), False, style="code", wide=True),
+        Column("Schedule", lambda r: r["schedule"], False, style="code", wide=True),
+        Column("Model", lambda r: r["model"], False, wide=True),
         Column("Fingerprint", lambda r: r["fingerprint"], False, style="code"),
     )
     if all(arms[row["arm"]].label == row["arm"] for row in rows):

@@ -126,6 +126,7 @@ def render(figure: Figure) -> Drawn:
         drawing = Drawing(figsize=(WIDTH, figure.height), layout="constrained")
         figure.draw(drawing)
         drawing.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": figure.title})
+        drawing.set_layout_engine("none")  # keeps what the first drawing has laid out
         drawing.savefig(png, format="png", dpi=160, metadata={"Software": None})
     return Drawn(figure, svg.getvalue(), png.getvalue(), inline(svg.getvalue(), figure))
 

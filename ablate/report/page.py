@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from ablate.records import StudyView
-from ablate.report import contents, table, words
+from ablate.report import contents, files, table, words
 from ablate.report.arms import COLOURS, Arm, confirmed, printable
 from ablate.report.drawing import VARIABLES, Drawn
 from ablate.report.reproduce import Reproduction
@@ -26,18 +26,21 @@ def html(
     view: StudyView,
     arms: dict[str, Arm],
     figures: Sequence[Drawn],
-    files: dict[str, str],
+    offered: dict[str, str],
     reproduction: Reproduction,
 ) -> str:
     """The whole report as one page.
 
     Args:
-        files: texts of the files beside the page, by name; the page holds those that it offers to save.
+        offered: files beside the page that it also holds, to be saved from it: name to text.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["printable"] = printable
     contrasts = contents.contrasts(view, arms)
     return environment.get_template("report.html.j2").render(
         view=view,
@@ -59,7 +62,7 @@ def html(
         seeds=max((len(rows) for rows in confirmed(view).values()), default=0),
         figures={drawn.figure.name: drawn for drawn in figures},
         inline={drawn.figure.name: Markup(drawn.inline) for drawn in figures},
-        downloads=[(name, _data_url(name, text)) for name, text in files.items()],
+        downloads=[(name, _data_url(name, text)) for name, text in offered.items()],
         reproduction=reproduction,
         convention=FLOP_CONVENTION,
         colours=list(zip(COLOURS, _ON_DARK, strict=True)),
@@ -102,4 +105,4 @@ def _dots(arms: dict[str, Arm]) -> dict[str, str]:
 def _data_url(name: str, text: str) -> str:
     kinds: dict[str, Any] = {".csv": "text/csv", ".json": "application/json"}
     kind = kinds.get(Path(name).suffix, "text/plain")
-    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(files.encode(text)).decode()}"

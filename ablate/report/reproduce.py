@@ -36,7 +36,7 @@ def reproduction(run: schema.Run, study: str) -> Reproduction:
     """Commands that lead to exactly this configuration. The home folder is left out: it is this machine's."""
     run = dataclasses.replace(run, home=None)
     option = study.replace("/", "-")
-    whole = [f"sweep={option}", f"sweep.name={_text(run.sweep.name)}"]
+    whole = [f"sweep={option}", f"sweep.name={_text(run.sweep.name)}", *_beyond_a_sweep(run)]
     overrides = _overrides(run)
     return Reproduction(
         short=None if overrides is None else _command(overrides),
@@ -44,6 +44,17 @@ def reproduction(run: schema.Run, study: str) -> Reproduction:
         file=f"# @package _global_\n# {' '.join(run.sweep.question.split())}\n{config.snapshot(run)}",
         path=f"{FOLDER}/sweep/{option}.yaml",
     )
+
+
+def _beyond_a_sweep(run: schema.Run) -> list[str]:
+    """Overrides for what a sweep file cannot set: names of options, and the last words of `config.yaml`."""
+    wanted, given = schema.to_dict(run), schema.to_dict(config.load([], require_sweep=False))
+    names = [
+        f"{group}.name={_text(wanted[group]['name'])}"
+        for group in _GROUPS
+        if wanted[group]["name"] != given[group]["name"]
+    ]
+    return names + [f"{key}={_text(wanted[key])}" for key in ("seed", "plugins") if wanted[key] != given[key]]
 
 
 def _overrides(run: schema.Run) -> list[str] | None:

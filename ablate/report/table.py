@@ -20,6 +20,7 @@ class Column:
         numeric: aligned to the right, never broken.
         group: tables with many columns are shown in parts of this name, one below the other.
         style: `code` or `badge`, for the page.
+        wide: takes a line of its own where cells are stacked, on a phone.
         paper: whether it is in the LaTeX table, where room is short.
     """
 
@@ -28,6 +29,7 @@ class Column:
     numeric: bool = True
     group: str = ""
     style: str = ""
+    wide: bool = False
     paper: bool = False
 
 
@@ -68,9 +70,9 @@ def plain(caption: str, header: list[str], rows: list[list[Any]]) -> Table:
 
 
 def to_csv(table: Table) -> str:
-    """Raw values at full precision, one header line, empty where a value is missing."""
+    """Raw values at full precision, one header line, empty where a value is missing (RFC 4180)."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(table.rows[0]) if table.rows else [], lineterminator="\n")
+    writer = csv.DictWriter(out, list(table.rows[0]) if table.rows else [])
     writer.writeheader()
     writer.writerows(table.rows)
     return out.getvalue()
