@@ -192,8 +192,8 @@ class Variant:
         for layer in (*self.layers, *self.prediction_layers):
             if layer.ratio > seq_len:
                 raise BadInputError(
-                    f"{schedule.KEY}={self.schedule}: layer {layer.index} compresses {layer.ratio} tokens "
-                    f"to one, but trainer.seq_len={seq_len}. Allowed ratios: 1 to {seq_len}."
+                    f"{schedule.KEY}={self.schedule}: layer {layer.index} works on blocks of {layer.ratio} "
+                    f"tokens, but trainer.seq_len={seq_len}. Allowed ratios: 1 to {seq_len}."
                 )
             for part in self.parts(layer):
                 try:

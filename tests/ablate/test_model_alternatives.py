@@ -67,7 +67,7 @@ def test_no_logit_depends_on_later_tokens(name: str) -> None:
             assert (before[:, t:] - after[:, t:]).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["mixed", "shared_heads"])
 def test_training_lowers_the_loss(name: str) -> None:
     model = build_model(make_variant(**VARIANTS[name]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
