@@ -15,7 +15,7 @@ from ablate.prediction import Prediction, PredictionLayer
 from ablate.variant import Variant
 from components.cache import Cache
 from components.documents import Documents
-from components.precision import at_least_float32
+from components.functional import cross_entropy
 from components.slots import FFN, Attention, Aux, Norm, Residual
 from components.spec import Layer, Site
 
@@ -141,7 +141,7 @@ class LanguageModel(nn.Module):
         logits = F.linear(self.norm(hidden), self.head)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), labels.flatten())
+            loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
             further, more = self.mtp(state, hidden, input_ids, self.embedding, self.head, doc_ids)
             aux |= more | self.mtp.losses(further, logits, labels)
         return Output(logits, loss, _mean_indexer_loss(aux))

@@ -209,7 +209,9 @@ class _Driver(Callback):
         self._began = 0.0
         self.last: Evaluation | None = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         trial = self._trial
         self._meter.debit(trial.step, 1)
         self._began = time.perf_counter()

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from components import native
+from components.native import pointwise
 from components.precision import at_least_float32
 
 
@@ -36,6 +38,9 @@ def joint_softmax(
     """The weights of `attend`, in at least 32 bits; with a sink they sum to less than one."""
     count, length, heads, width = queries.shape
     rows = (queries * width**-0.5).reshape(count, length * heads, width)
+    if native.takes(rows):
+        scores = rows @ keys.transpose(1, 2)
+        return pointwise.masked_softmax(scores, seen, sink, heads).view(count, length, heads, -1)
     hidden = torch.zeros(seen.shape, dtype=rows.dtype, device=rows.device).masked_fill_(~seen, -torch.inf)
     logits = at_least_float32(
         (rows @ keys.transpose(1, 2)).view(count, length, heads, -1).add_(hidden.unsqueeze(2))

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components import native
+from components.native import pointwise
 from components.registry import register
 from components.slots import FFN, Aux
 from components.spec import Cost, Site, searchable
@@ -17,6 +19,8 @@ def clamped_swiglu(gate_up: Float[Tensor, "... two_f"], limit: float) -> Float[T
 
     The gate is only bounded above and before the SiLU: a very negative gate stays closed.
     """
+    if native.takes(gate_up):
+        return pointwise.swiglu(gate_up, limit)
     gate, up = gate_up.chunk(2, dim=-1)
     if limit:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)

@@ -1,7 +1,7 @@
 """Fused CPU kernels in C, compiled at installation where there is a compiler. Everything works without them.
 
-They compute what the PyTorch code beside them defines, for float32 on the CPU. `available()` says whether they are
-there; `switched_off()` makes a block of code take the PyTorch path, for comparison.
+They compute what the PyTorch code beside them defines, for float32 on the CPU. `available()` says whether
+they are there; `switched_off()` makes a block of code take the PyTorch path, for comparison.
 """
 
 import ctypes
@@ -49,6 +49,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """Address of a contiguous tensor's first element."""
-    return ctypes.c_void_p(tensor.data_ptr())
+def kernels() -> ctypes.CDLL:
+    """The compiled kernels, where `takes` has said that they are there."""
+    found = library()
+    assert found is not None
+    return found
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Address of a contiguous tensor's first element; null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

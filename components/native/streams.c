@@ -8,41 +8,12 @@
  *   x [m, n, d]   raw [m, o]   base [o]   scale [3]   u [m, d]   mix [m, n, n + 1]: row k is new stream k; its columns
  *   are the old streams j (the balanced C[j, k]) and, last, the branch (post k).
  */
-#include <math.h>
+#include "common.h"
+
 #include <stdlib.h>
-#include <string.h>
 
 #define LANES 16
 #define MAX_STREAMS 8
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define EXPORT __attribute__((visibility("default"), target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-/* exp by 2^k * polynomial, within 2 ulp; not a number stays one. */
-INLINE float exponential(float x) {
-    x = x > 88.0f ? 88.0f : x;
-    x = x < -87.0f ? -87.0f : x;
-    float k = rintf(x * 1.44269504088896341f);
-    float r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    union { int i; float f; } two;
-    two.i = ((int)k + 127) << 23;
-    return p * two.f;
-}
-
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 typedef struct {
     int n, iterations;
@@ -221,15 +192,17 @@ INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float 
     }
 }
 
-INLINE void write_forward(int n, long tokens, int d, const float *x, const float *y, const float *mix, float *out) {
+INLINE void write_forward(int n, long tokens, int d, const float *restrict x, const float *restrict y,
+                          const float *restrict mix, float *restrict out) {
     for (long token = 0; token < tokens; token++) {
         const float *row = x + token * n * d, *branch = y + token * d, *w = mix + token * n * (n + 1);
         float *to = out + token * n * d;
-        for (int k = 0; k < n; k++, w += n + 1, to += d) {
-            for (int i = 0; i < d; i++) to[i] = w[n] * branch[i];
-            for (int j = 0; j < n; j++)
-                for (int i = 0; i < d; i++) to[i] += w[j] * row[j * d + i];
-        }
+        for (int i = 0; i < d; i++)
+            for (int k = 0; k < n; k++) {
+                float sum = w[k * (n + 1) + n] * branch[i];
+                for (int j = 0; j < n; j++) sum += w[k * (n + 1) + j] * row[j * d + i];
+                to[k * d + i] = sum;
+            }
     }
 }
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from components.native import library, pointer
+from components.native import kernels, pointer
 
 MAX_STREAMS = 8
 """As in `streams.c`."""
@@ -36,7 +36,7 @@ class _Read(torch.autograd.Function):
         read = state.new_empty(tokens, d)
         mixing = state.new_empty(tokens, n, n + 1)
         inverse_rms = state.new_empty(tokens)
-        _kernels().streams_read_forward(
+        kernels().streams_read_forward(
             n,
             ctypes.c_long(tokens),
             d,
@@ -57,7 +57,7 @@ class _Read(torch.autograd.Function):
         d_read, d_mixing = (grad.contiguous() for grad in grads)
         d_state, d_raw = torch.empty_like(state), torch.empty_like(raw)
         d_base, d_scale = torch.zeros_like(base), torch.zeros_like(scale)
-        done = _kernels().streams_read_backward(
+        done = kernels().streams_read_backward(
             n,
             ctypes.c_long(tokens),
             d,
@@ -79,7 +79,7 @@ class _Write(torch.autograd.Function):
         state, y, mixing = state.contiguous(), y.contiguous(), mixing.contiguous()
         tokens, n, d = state.shape
         written = torch.empty_like(state)
-        _kernels().streams_write_forward(
+        kernels().streams_write_forward(
             n, ctypes.c_long(tokens), d, *map(pointer, (state, y, mixing, written))
         )
         ctx.save_for_backward(state, y, mixing)
@@ -92,7 +92,7 @@ class _Write(torch.autograd.Function):
         tokens, n, d = state.shape
         grad = grads[0].contiguous()
         d_state, d_y, d_mixing = torch.empty_like(state), torch.empty_like(y), torch.empty_like(mixing)
-        _kernels().streams_write_backward(
+        kernels().streams_write_backward(
             n, ctypes.c_long(tokens), d, *map(pointer, (state, y, mixing, grad, d_state, d_y, d_mixing))
         )
         return d_state, d_y, d_mixing
@@ -116,9 +116,3 @@ def write(
     """New streams; row k of `mixing` holds the weights of the old streams, then of the branch."""
     apply: Callable[..., Tensor] = _Write.apply
     return apply(state, y, mixing)
-
-
-def _kernels() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found

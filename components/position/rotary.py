@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from components import native
+from components.native import pointwise
 from components.slots import Position
 from components.spec import Cost, Site, searchable
 
@@ -63,6 +65,8 @@ class Rotary(Position):
         return self._turn(x, positions)
 
     def _turn(self, x: Tensor, positions: Tensor, direction: int = 1) -> Tensor:
+        if native.takes(x):
+            return pointwise.rotate(x, self._turns(positions, x), direction)
         # One complex product over all channels is several times faster than cutting the rotary ones out and
         # putting them back; the others are multiplied by exactly 1 + 0i.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -72,6 +76,11 @@ class Rotary(Position):
         turns = turns.view(len(positions), *(1,) * (x.ndim - 3), turns.shape[-1])
         pairs = torch.view_as_complex(wide.contiguous().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+    def _turns(self, positions: Tensor, like: Tensor) -> Tensor:
+        """Cosine and sine of every position and rotary pair: [s, pairs, 2]."""
+        angles = positions.to(like.dtype).unsqueeze(1) * self._rates_for(2 * len(self.rates), like)
+        return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
     def _rates_for(self, width: int, like: Tensor) -> Tensor:
         """Rate of every channel pair: 0 for the leading ones."""

@@ -18,7 +18,9 @@ from ablate.records import Point, TrialResult, TrialSpec
 from ablate.variant import Variant
 
 STEPS = 12
-WORDS = "the a model layer expert token stream window block sink learns attends routes mixes compresses".split()
+WORDS = (
+    "the a model layer expert token stream window block sink learns attends routes mixes compresses".split()
+)
 
 
 class Purse:
@@ -63,7 +65,9 @@ def _data(folder: Path) -> schema.Data:
     )
 
 
-def _spec(corpus: Corpus, lr: float = 3e-3, seed: int = 3, steps: int = STEPS, **changes: object) -> TrialSpec:
+def _spec(
+    corpus: Corpus, lr: float = 3e-3, seed: int = 3, steps: int = STEPS, **changes: object
+) -> TrialSpec:
     run = variants.make_run(vocab_size=corpus.vocab_size, **changes)
     run = dataclasses.replace(
         run,
@@ -98,7 +102,9 @@ def test_a_trial_spends_its_allowance_exactly_and_learns(corpus: Corpus, tmp_pat
     assert result.val_loss < math.log(corpus.vocab_size) - 0.5
     assert result.curve[-1].val_loss == result.val_loss
     assert result.curve[-1].lr < 0.25 * spec.lr < max(p.lr for p in purse.points)
-    assert result.val_bpb == pytest.approx(result.val_loss / math.log(2) * 512 / _held_bytes(corpus), rel=1e-9)
+    assert result.val_bpb == pytest.approx(
+        result.val_loss / math.log(2) * 512 / _held_bytes(corpus), rel=1e-9
+    )
     assert any(key.endswith("ffn/max_vio") for key in result.metrics)
 
 
@@ -146,7 +152,9 @@ def test_resume_from_any_step_is_bit_identical(
     assert _weights(tmp_path / "parts") == _weights(folder)
 
 
-def test_arms_of_a_replicate_see_the_same_tokens_and_share_initial_weights(corpus: Corpus, tmp_path: Path) -> None:
+def test_arms_of_a_replicate_see_the_same_tokens_and_share_initial_weights(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     hashes = {
         training.train(_spec(corpus, compress_ratios=ratios), corpus, tmp_path / name, Purse()).tokens_hash
         for name, ratios in (("dense", "dense*5"), ("csa", "csa@4*5"), ("v4", "swa,csa@4,hca@8,csa@4,swa"))
@@ -175,9 +183,9 @@ def test_a_superseded_attempt_writes_nothing(corpus: Corpus, tmp_path: Path) -> 
 def test_weights_are_kept_as_configured(corpus: Corpus, tmp_path: Path) -> None:
     spec = _spec(corpus)
     training.train(spec, corpus, tmp_path / "confirm", Purse())
-    assert (tmp_path / "confirm" / training.WEIGHTS).exists()
+    assert (tmp_path / "confirm" / checkpoint.WEIGHTS).exists()
     training.train(dataclasses.replace(spec, phase="search"), corpus, tmp_path / "search", Purse())
-    assert not list((tmp_path / "search").iterdir())
+    assert not (tmp_path / "search" / checkpoint.WEIGHTS).exists()
 
 
 def test_a_checkpoint_of_another_trial_is_refused(corpus: Corpus, tmp_path: Path) -> None:
@@ -210,7 +218,9 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     assert torch.equal(found.tensors["x"], state["x"])
 
 
-def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path, checkpoint.Checkpoint(5, {"x": torch.ones(3)}, {}))
 
     def full(path: Path) -> None:
@@ -246,4 +256,4 @@ def test_weight_decay_acts_on_matrices_alone() -> None:
 
 
 def _weights(folder: Path) -> bytes:
-    return (folder / training.WEIGHTS).read_bytes()
+    return (folder / checkpoint.WEIGHTS).read_bytes()

@@ -1,11 +1,18 @@
 """Fused kernels equal the PyTorch code that defines them, forward and backward, and are really used."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import variants
 from torch import Tensor
+from torch.nn import functional as F
 
-from components import native, registry
+from ablate.model import LanguageModel, initialise
+from components import functional, native, registry
+from components.ffn.swiglu import clamped_swiglu
+from components.native import pointwise
+from components.position.rotary import Rotary
 from components.slots import Residual
 from components.spec import Site
 
@@ -92,3 +99,99 @@ def test_what_is_no_float32_on_the_cpu_is_not_taken() -> None:
     assert not native.takes(x, x.double())
     assert not native.takes(x.bfloat16())
     assert not native.takes(torch.zeros(2, device="meta"))
+
+
+def _agree(fast: Callable[..., Tensor], exact: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """A kernel against its definition in float64: value and every gradient, for a random linear functional."""
+
+    def run(function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        given = [t.detach().to(dtype).clone().requires_grad_() for t in inputs]
+        out = function(*[t.clone() for t in given])
+        generator = torch.Generator().manual_seed(9)
+        (out * torch.randn(out.shape, generator=generator).to(dtype)).sum().backward()
+        return [out.detach(), *(t.grad for t in given if t.grad is not None)]
+
+    ours, true = run(fast, torch.float32), run(exact, torch.float64)
+    assert len(ours) == len(true)
+    for a, b in zip(ours, true, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-6
+
+
+def _randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("weight", [None, _randn(37, seed=1)])
+@pytest.mark.parametrize("shape", [(37,), (3, 37), (2, 5, 3, 37)])
+def test_rms_norm(shape: tuple[int, ...], weight: Tensor | None) -> None:
+    def by(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, w=None: norm(x, w, 1e-6)
+
+    inputs = (_randn(*shape),) if weight is None else (_randn(*shape), weight)
+    _agree(by(pointwise.rms_norm), by(functional.rms_norm), *inputs)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("shape", [(2, 7, 16), (2, 7, 3, 16), (1, 1, 16)])
+def test_rotate(shape: tuple[int, ...], direction: int) -> None:
+    variant = variants.make_variant()
+    rope = variant.part("position", variant.layers[1]).build()
+    assert isinstance(rope, Rotary)
+    positions = torch.arange(3, 3 + shape[1])
+    turns = rope._turns(positions, torch.zeros((), dtype=torch.float64)).float()
+    _agree(
+        lambda x: pointwise.rotate(x, turns, direction),
+        lambda x: rope._turn(x, positions, direction),
+        _randn(*shape),
+    )
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.5])
+def test_swiglu(limit: float) -> None:
+    inputs = _randn(5, 7, 26, scale=3.0)
+    _agree(lambda x: pointwise.swiglu(x, limit), lambda x: clamped_swiglu(x, limit), inputs)
+
+
+def test_cross_entropy_leaves_out_negative_labels() -> None:
+    labels = torch.randint(0, 91, (33,), generator=torch.Generator().manual_seed(1))
+    labels[[0, 7, 32]] = -100
+    logits = _randn(33, 91, scale=4.0)
+    _agree(lambda x: pointwise.cross_entropy(x, labels), lambda x: F.cross_entropy(x, labels), logits)
+    loss = pointwise.cross_entropy(torch.full((2, 5), torch.nan), torch.tensor([1, 2]))
+    assert bool(loss.isnan())
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 3])
+@pytest.mark.parametrize("masks", [1, 3])
+def test_masked_softmax(masks: int, sinks: int) -> None:
+    groups, queries, heads, keys = 3, 5, 2, 11
+    seen = torch.rand(masks, queries, keys, generator=torch.Generator().manual_seed(4)) < 0.4
+    seen[..., 2] = True
+
+    def exact(scores: Tensor, sink: Tensor | None = None) -> Tensor:
+        logits = scores.view(groups, queries, heads, keys).masked_fill(~seen.unsqueeze(2), -torch.inf)
+        if sink is not None:
+            column = sink[:, None, :, None].expand(groups, queries, heads, 1)
+            logits = torch.cat((logits, column), dim=-1)
+        return logits.softmax(-1)[..., :keys].reshape(scores.shape)
+
+    inputs = [_randn(groups, queries * heads, keys, scale=3.0), *([_randn(sinks, heads)] if sinks else [])]
+    _agree(lambda x, sink=None: pointwise.masked_softmax(x, seen, sink, heads), exact, *inputs)
+
+
+def test_a_model_computes_the_same_without_the_kernels() -> None:
+    model = LanguageModel(variants.make_variant(vocab_size=61))
+    initialise(model, seed=1)
+    tokens = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(1))
+
+    def run() -> list[Tensor]:
+        model.zero_grad()
+        out = model(tokens[:, :-1], tokens[:, 1:])
+        out.loss.backward()
+        return [out.logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    fast = run()
+    with native.switched_off():
+        plain = run()
+    for a, b in zip(fast, plain, strict=True):
+        assert (a - b).abs().max() <= 2e-4 * b.abs().max() + 1e-7

@@ -1,0 +1,155 @@
+/* Norm, rotation, gate and loss: one pass over memory each, where PyTorch takes many.
+ *
+ * The same mathematics as components/functional.py, position/rotary.py, ffn/swiglu.py and PyTorch's cross entropy, which
+ * define it. All tensors are float32 and contiguous; no threads, no state.
+ */
+#include "common.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* y = weight * x / rms(x); weight may be NULL. */
+EXPORT void rms_norm_forward(long rows, int d, float eps, const float *restrict x, const float *restrict weight,
+                             float *restrict y, float *restrict inverse) {
+    for (long row = 0; row < rows; row++, x += d, y += d) {
+        float sum = 0.0f;
+        for (int i = 0; i < d; i++) sum += x[i] * x[i];
+        const float inv = 1.0f / sqrtf(sum / (float)d + eps);
+        inverse[row] = inv;
+        if (weight) for (int i = 0; i < d; i++) y[i] = weight[i] * x[i] * inv;
+        else for (int i = 0; i < d; i++) y[i] = x[i] * inv;
+    }
+}
+
+EXPORT void rms_norm_backward(long rows, int d, const float *restrict x, const float *restrict weight,
+                              const float *restrict inverse, const float *restrict dy, float *restrict dx,
+                              float *restrict dweight) {
+    for (long row = 0; row < rows; row++, x += d, dy += d, dx += d) {
+        const float inv = inverse[row];
+        float dot = 0.0f;
+        if (weight) {
+            for (int i = 0; i < d; i++) {
+                dot += dy[i] * weight[i] * x[i];
+                dweight[i] += dy[i] * x[i] * inv;
+            }
+        } else for (int i = 0; i < d; i++) dot += dy[i] * x[i];
+        const float back = dot * inv * inv * inv / (float)d;
+        if (weight) for (int i = 0; i < d; i++) dx[i] = dy[i] * weight[i] * inv - back * x[i];
+        else for (int i = 0; i < d; i++) dx[i] = dy[i] * inv - back * x[i];
+    }
+}
+
+/* Rows [outer, length, inner] of c channels; pairs of the last 2 * pairs channels turn by the angle of their position:
+ * turns [length, pairs, 2] holds cosine and sine. A negative direction turns back, which is also the gradient. */
+EXPORT void rotate(long outer, long length, long inner, int c, int pairs, float direction, const float *restrict x,
+                   const float *restrict turns, float *restrict y) {
+    const int still = c - 2 * pairs;
+    for (long o = 0; o < outer; o++)
+        for (long s = 0; s < length; s++) {
+            const float *turn = turns + s * pairs * 2;
+            for (long k = 0; k < inner; k++, x += c, y += c) {
+                for (int i = 0; i < still; i++) y[i] = x[i];
+                const float *from = x + still;
+                float *to = y + still;
+                for (int p = 0; p < pairs; p++) {
+                    const float cosine = turn[2 * p], sine = direction * turn[2 * p + 1];
+                    to[2 * p] = from[2 * p] * cosine - from[2 * p + 1] * sine;
+                    to[2 * p + 1] = from[2 * p] * sine + from[2 * p + 1] * cosine;
+                }
+            }
+        }
+}
+
+/* h = silu(min(gate, limit)) * clip(up, -limit, limit); gate_up [rows, 2f], gate first. */
+EXPORT void swiglu_forward(long rows, int f, float limit, const float *restrict gate_up, float *restrict h) {
+    for (long row = 0; row < rows; row++, gate_up += 2 * f, h += f)
+        for (int i = 0; i < f; i++) {
+            float g = gate_up[i], u = gate_up[f + i];
+            g = g > limit ? limit : g;
+            u = u > limit ? limit : u;
+            u = u < -limit ? -limit : u;
+            h[i] = g * sigmoid(g) * u;
+        }
+}
+
+EXPORT void swiglu_backward(long rows, int f, float limit, const float *restrict gate_up, const float *restrict dh,
+                            float *restrict dgate_up) {
+    for (long row = 0; row < rows; row++, gate_up += 2 * f, dh += f, dgate_up += 2 * f)
+        for (int i = 0; i < f; i++) {
+            const float gate = gate_up[i], up = gate_up[f + i];
+            const float g = gate > limit ? limit : gate;
+            float u = up > limit ? limit : up;
+            u = u < -limit ? -limit : u;
+            const float s = sigmoid(g);
+            dgate_up[i] = gate > limit ? 0.0f : dh[i] * u * s * (1.0f + g * (1.0f - s));
+            dgate_up[f + i] = up > limit || up < -limit ? 0.0f : dh[i] * g * s;
+        }
+}
+
+/* Per-row loss ln(sum exp) - logit of the label, and the logarithm of the sum; labels below 0 are left out. */
+EXPORT void cross_entropy_forward(long rows, long v, const float *restrict logits, const int64_t *restrict labels,
+                                  float *restrict loss, float *restrict total) {
+    for (long row = 0; row < rows; row++, logits += v) {
+        float top = logits[0];
+        for (long i = 1; i < v; i++) top = logits[i] > top ? logits[i] : top;
+        float sum = 0.0f;
+        for (long i = 0; i < v; i++) sum += exponential(logits[i] - top);
+        total[row] = top + logf(sum);
+        loss[row] = labels[row] < 0 ? 0.0f : total[row] - logits[labels[row]];
+    }
+}
+
+/* dlogits = scale * (softmax - one at the label). */
+EXPORT void cross_entropy_backward(long rows, long v, float scale, const float *restrict logits,
+                                   const int64_t *restrict labels, const float *restrict total,
+                                   float *restrict dlogits) {
+    for (long row = 0; row < rows; row++, logits += v, dlogits += v) {
+        const float factor = labels[row] < 0 ? 0.0f : scale, sum = total[row];
+        for (long i = 0; i < v; i++) dlogits[i] = factor * exponential(logits[i] - sum);
+        if (labels[row] >= 0) dlogits[labels[row]] -= scale;
+    }
+}
+
+/* In place: weights = softmax over [scores where seen, sink] without the sink's share. scores [groups, queries, heads,
+ * keys]; seen [groups or 1, queries, keys]; sink [groups or 1, heads] or NULL; share [groups, queries, heads] is the
+ * sink's. A query sees at least one key. */
+EXPORT void masked_softmax_forward(long groups, long queries, long heads, long keys, int one_mask, int one_sink,
+                                   float *restrict scores, const uint8_t *restrict seen, const float *restrict sink,
+                                   float *restrict share) {
+    for (long g = 0; g < groups; g++)
+        for (long q = 0; q < queries; q++) {
+            const uint8_t *mask = seen + ((one_mask ? 0 : g) * queries + q) * keys;
+            const float *extra = sink ? sink + (one_sink ? 0 : g) * heads : NULL;
+            for (long h = 0; h < heads; h++, scores += keys) {
+                float top = extra ? extra[h] : -INFINITY;
+                for (long k = 0; k < keys; k++) {
+                    const float s = mask[k] ? scores[k] : -INFINITY;
+                    top = s > top ? s : top;
+                }
+                float sum = 0.0f;
+                for (long k = 0; k < keys; k++) {
+                    const float e = mask[k] ? exponential(scores[k] - top) : 0.0f;
+                    scores[k] = e;
+                    sum += e;
+                }
+                const float own = extra ? exponential(extra[h] - top) : 0.0f;
+                const float inv = 1.0f / (sum + own);
+                for (long k = 0; k < keys; k++) scores[k] *= inv;
+                if (extra) *share++ = own * inv;
+            }
+        }
+}
+
+/* dscores = w (dw - sum w dw); dsink = - sum over queries of share * sum w dw. */
+EXPORT void masked_softmax_backward(long groups, long queries, long heads, long keys, int one_sink,
+                                    const float *restrict weights, const float *restrict share,
+                                    const float *restrict dw, float *restrict dscores, float *restrict dsink) {
+    for (long g = 0; g < groups; g++)
+        for (long q = 0; q < queries; q++)
+            for (long h = 0; h < heads; h++, weights += keys, dw += keys, dscores += keys) {
+                float dot = 0.0f;
+                for (long k = 0; k < keys; k++) dot += weights[k] * dw[k];
+                for (long k = 0; k < keys; k++) dscores[k] = weights[k] * (dw[k] - dot);
+                if (share) dsink[(one_sink ? 0 : g) * heads + h] -= *share++ * dot;
+            }
+}

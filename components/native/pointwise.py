@@ -1,0 +1,198 @@
+"""Norm, rotation, gate, loss and softmax by the fused kernels; autograd around `pointwise.c`."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from components.native import kernels, pointer
+
+_NO_LIMIT = 3.0e38
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        x = x.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        y, inverse = torch.empty_like(x), x.new_empty(rows)
+        kernels().rms_norm_forward(
+            ctypes.c_long(rows), width, ctypes.c_float(eps), *map(pointer, (x, weight, y, inverse))
+        )
+        ctx.save_for_backward(x, weight, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, weight, inverse = ctx.saved_tensors
+        d_x, d_weight = torch.empty_like(x), None if weight is None else torch.zeros_like(weight)
+        kernels().rms_norm_backward(
+            ctypes.c_long(len(inverse)),
+            x.shape[-1],
+            *map(pointer, (x, weight, inverse, grads[0].contiguous(), d_x, d_weight)),
+        )
+        return d_x, d_weight, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turns: Tensor, direction: float) -> Tensor:
+        ctx.direction = direction
+        ctx.save_for_backward(turns)
+        return _turned(x, turns, direction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        return _turned(grads[0], ctx.saved_tensors[0], -ctx.direction), None, None
+
+
+def _turned(x: Tensor, turns: Tensor, direction: float) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    outer, length, width = x.shape[0], x.shape[1], x.shape[-1]
+    inner = x.numel() // (outer * length * width) if x.numel() else 0
+    kernels().rotate(
+        *map(ctypes.c_long, (outer, length, inner)),
+        width,
+        turns.shape[1],
+        ctypes.c_float(direction),
+        *map(pointer, (x, turns, y)),
+    )
+    return y
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, limit: float) -> Tensor:
+        gate_up = gate_up.contiguous()
+        width = gate_up.shape[-1] // 2
+        h = gate_up.new_empty(*gate_up.shape[:-1], width)
+        kernels().swiglu_forward(
+            ctypes.c_long(gate_up.numel() // (2 * width)),
+            width,
+            ctypes.c_float(limit),
+            *map(pointer, (gate_up, h)),
+        )
+        ctx.limit = limit
+        ctx.save_for_backward(gate_up)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (gate_up,) = ctx.saved_tensors
+        width = gate_up.shape[-1] // 2
+        d_gate_up = torch.empty_like(gate_up)
+        kernels().swiglu_backward(
+            ctypes.c_long(gate_up.numel() // (2 * width)),
+            width,
+            ctypes.c_float(ctx.limit),
+            *map(pointer, (gate_up, grads[0].contiguous(), d_gate_up)),
+        )
+        return d_gate_up, None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        logits, labels = logits.contiguous(), labels.contiguous()
+        rows, width = logits.shape
+        losses, totals = logits.new_empty(rows), logits.new_empty(rows)
+        kernels().cross_entropy_forward(
+            *map(ctypes.c_long, (rows, width)), *map(pointer, (logits, labels, losses, totals))
+        )
+        counted = int((labels >= 0).sum())
+        ctx.counted = counted
+        ctx.save_for_backward(logits, labels, totals)
+        return losses.sum() / counted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        logits, labels, totals = ctx.saved_tensors
+        d_logits = torch.empty_like(logits)
+        kernels().cross_entropy_backward(
+            *map(ctypes.c_long, logits.shape),
+            ctypes.c_float(float(grads[0]) / ctx.counted),
+            *map(pointer, (logits, labels, totals, d_logits)),
+        )
+        return d_logits, None
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, seen: Tensor, sink: Tensor | None, heads: int) -> Tensor:
+        groups, rows, keys = scores.shape
+        seen = seen.contiguous()
+        sink = None if sink is None else sink.contiguous()
+        share = None if sink is None else scores.new_empty(groups, rows)
+        kernels().masked_softmax_forward(
+            *map(ctypes.c_long, (groups, rows // heads, heads, keys)),
+            int(len(seen) == 1),
+            int(sink is not None and len(sink) == 1),
+            *map(pointer, (scores, seen, sink, share)),
+        )
+        ctx.heads, ctx.one_sink = heads, None if sink is None else len(sink) == 1
+        ctx.mark_dirty(scores)
+        ctx.save_for_backward(scores, share)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        weights, share = ctx.saved_tensors
+        groups, rows, keys = weights.shape
+        d_scores = torch.empty_like(weights)
+        d_sink = None if share is None else weights.new_zeros(1 if ctx.one_sink else groups, ctx.heads)
+        kernels().masked_softmax_backward(
+            *map(ctypes.c_long, (groups, rows // ctx.heads, ctx.heads, keys)),
+            int(bool(ctx.one_sink)),
+            *map(pointer, (weights, share, grads[0].contiguous(), d_scores, d_sink)),
+        )
+        return d_scores, None, d_sink, None
+
+
+def rms_norm(
+    x: Float[Tensor, "... d"], weight: Float[Tensor, "d"] | None, eps: float
+) -> Float[Tensor, "... d"]:
+    """As `components.functional.rms_norm`."""
+    apply: Callable[..., Tensor] = _RMSNorm.apply
+    return apply(x, weight, eps)
+
+
+def rotate(
+    x: Float[Tensor, "b s ... c"], turns: Float[Tensor, "s pairs 2"], direction: int
+) -> Float[Tensor, "b s ... c"]:
+    """Turn the last `2 * pairs` channels, in interleaved pairs, by `turns` (cosine, sine)."""
+    apply: Callable[..., Tensor] = _Rotate.apply
+    return apply(x, turns, float(direction))
+
+
+def swiglu(gate_up: Float[Tensor, "... two_f"], limit: float) -> Float[Tensor, "... f"]:
+    """As `components.ffn.swiglu.clamped_swiglu`; 0 means no limit."""
+    apply: Callable[..., Tensor] = _SwiGLU.apply
+    return apply(gate_up, limit or _NO_LIMIT)
+
+
+def cross_entropy(logits: Float[Tensor, "m v"], labels: Int[Tensor, "m"]) -> Float[Tensor, ""]:
+    """Mean loss over labels that are not negative."""
+    apply: Callable[..., Tensor] = _CrossEntropy.apply
+    return apply(logits, labels)
+
+
+def masked_softmax(
+    scores: Float[Tensor, "g qh k"],
+    seen: Bool[Tensor, "#g q k"],
+    sink: Float[Tensor, "#g h"] | None,
+    heads: int,
+) -> Float[Tensor, "g qh k"]:
+    """Softmax over the keys that are seen and the sink, without the sink's share; overwrites `scores`."""
+    apply: Callable[..., Tensor] = _MaskedSoftmax.apply
+    return apply(scores, seen, sink, heads)
