@@ -92,6 +92,8 @@ def from_transformers(hf_model: DeepseekV4ForCausalLM) -> LanguageModel:
 def to_transformers(model: LanguageModel) -> DeepseekV4ForCausalLM:
     """Transformers' model (eager attention and experts) with the configuration and the weights of ours.
 
+    Prediction layers stay behind: transformers has none, and logits do not depend on them.
+
     Raises:
         BadInputError: a component or an option that it cannot express, by name.
     """
@@ -156,6 +158,8 @@ def _config(variant: Variant) -> DeepseekV4Config:
             raise _inexpressible("model.compress_ratios", variant.schedule, f"layers of {', '.join(KINDS)}")
         if slot in ENTRIES and name != ENTRIES[slot] and (slot, name) != ("router", "hash"):
             raise _inexpressible(slot, name, ENTRIES[slot])
+    if "indexer" in options and options["indexer"].train == "dense":
+        raise _inexpressible("indexer.args.train", "dense", "attention to the top-k entries")
     if variant.dims.n_shared_experts != 1:
         raise _inexpressible("model.n_shared_experts", variant.dims.n_shared_experts, 1)
     rates: dict[str, int] = {}

@@ -96,6 +96,14 @@ def test_there_and_back_keeps_every_tensor_and_buffer() -> None:
         assert torch.equal(back[name], tensor), name
 
 
+def test_prediction_layers_stay_behind_and_change_no_logit() -> None:
+    ours = LanguageModel(make_variant(num_nextn_predict_layers=1)).double()
+    randomise(ours)
+    with torch.no_grad():
+        theirs = to_transformers(ours)(input_ids=ids(15), use_cache=False).logits
+        assert (ours(ids(15)).logits - theirs).abs().max() < 2e-5
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -107,6 +115,7 @@ def test_there_and_back_keeps_every_tensor_and_buffer() -> None:
         ({"ffn": Slot("swiglu")}, "ffn=swiglu"),
         ({"sink": Slot("none")}, "sink=none"),
         ({"n_shared_experts": 2}, "model.n_shared_experts=2"),
+        ({"indexer": Slot("lightning", {"train": "dense"})}, "indexer.args.train=dense"),
     ],
 )
 def test_what_transformers_cannot_express_is_named(change: dict[str, Any], said: str) -> None:

@@ -68,13 +68,8 @@ def by_definition(layer: CompressedSparseAttention, x: Tensor, stage: str) -> tu
             visible = list(range((t + 1) // RATIO))
             if not visible:
                 continue
-            scores = {
-                s: sum(
-                    index_weights[b, t, h] * torch.relu(index_queries[b, t, h] @ index_keys[b, s])
-                    for h in range(3)
-                )
-                for s in visible
-            }
+            products = {s: index_queries[b, t] @ index_keys[b, s] for s in visible}
+            scores = {s: index_weights[b, t] @ torch.relu(products[s]) for s in visible}
             best = sorted(visible, key=lambda s: (-float(scores[s].detach()), s))[:TOPK]
 
             def attention(attended: list[int], b: int = b, t: int = t) -> Tensor:
