@@ -50,6 +50,9 @@ def arms(view: StudyView) -> tuple[list[ArmStanding], str]:
         own = done[arm.name]
         pairs = [own[seed][0] - base[seed][0] for seed in own.keys() & base.keys()]
         verdict = verdicts.get(arm.name)
+        bounded = verdict is not None and math.isfinite(
+            verdict.high - verdict.low
+        )  # not by one pair of seeds
         search = [r.result.val_loss for r in view.trials if _searched(r, arm.name) and r.result]
         curve = next((curve for curve in view.lr_curves if curve.arm == arm.name), None)
         lines.append(
@@ -63,8 +66,8 @@ def arms(view: StudyView) -> tuple[list[ArmStanding], str]:
                 n=len(own),
                 planned=len(view.plan.confirm_seeds),
                 delta=verdict.delta if verdict else statistics.fmean(pairs) if pairs else None,
-                low=verdict.low if verdict else None,
-                high=verdict.high if verdict else None,
+                low=verdict.low if verdict and bounded else None,
+                high=verdict.high if verdict and bounded else None,
                 search_loss=min((v for v in search if v is not None), default=None),
                 lr=verdict.lr if verdict else curve.best if curve else None,
                 verdict=verdict,

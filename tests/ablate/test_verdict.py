@@ -27,7 +27,7 @@ from judged_studies import (
 )
 from scipy.stats import binom, ttest_rel
 
-from ablate import stats, verdict
+from ablate import standing, stats, verdict
 
 
 @pytest.mark.parametrize(
@@ -243,3 +243,12 @@ def test_arms_without_an_optimum() -> None:
     assert (csa.best, csa.optimum, csa.at_edge) == (None, None, True)
     failed = edit(rows, search("csa"), state="failed", outcome="failed", val_loss=None)
     assert [curve.arm for curve in verdict.lr_curves(plan, failed)] == ["dense"]
+
+
+def test_one_pair_has_no_interval_to_draw() -> None:
+    plan, rows = healthy(replicates=1)
+    view = dataclasses.replace(study_views.view(), plan=plan, trials=rows, verdicts=(judged(plan, rows),))
+    lines, _ = standing.arms(view)
+    csa = next(line for line in lines if line.name == "csa")
+    assert (csa.low, csa.high) == (None, None)
+    assert math.isfinite(standing.axis(lines))
