@@ -9,7 +9,7 @@ from attention_sites import ALTERNATIVES, inputs, make_attention, make_site, tot
 from naive_attention import NAIVE
 from torch.utils.flop_counter import FlopCounterMode
 
-from components import registry
+from components import native, registry
 from components.attention.pairs import block_pairs, earlier_blocks, strided_pairs
 from components.slots import Attention
 
@@ -98,7 +98,7 @@ def test_parameters_and_kernel_work_are_exact(name: str, layer: Any, dims: Any, 
     for length in (1, 4, 8, 33, 100):
         cost = total_cost(site, length, options=options)
         assert cost.params == cost.active_params == sum(p.numel() for p in attention.parameters())
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with native.switched_off(), FlopCounterMode(display=False) as counter, torch.no_grad():
             attention(inputs(site, length, batch=3))
         assert counter.get_total_flops() == 3 * cost.kernel_flops
 
@@ -155,7 +155,7 @@ def test_decoding_costs_what_a_step_runs(name: str) -> None:
         x = inputs(site, context, batch=1)
         with torch.no_grad():
             cache = attention.step(x[:, :-1])[1]
-            with FlopCounterMode(display=False) as counter:
+            with native.switched_off(), FlopCounterMode(display=False) as counter:
                 attention.step(x[:, -1:], cache)
         extra = 0
         if name != "mla":

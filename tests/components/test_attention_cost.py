@@ -7,6 +7,7 @@ import torch
 from attention_sites import LAYERS, inputs, make_attention, make_site, total_cost
 from torch.utils.flop_counter import FlopCounterMode
 
+from components import native
 from components.attention.csa import CompressedSparseAttention
 from components.attention.dense import DenseAttention
 from components.attention.hca import HeavilyCompressedAttention
@@ -46,7 +47,7 @@ def test_parameters_and_kernel_work_are_exact(attention: str, names: dict[str, s
         site = make_site(attention, layer_fields)
         layer, cost = make_attention(site, **names), total_cost(site, length, **names)
         assert cost.params == cost.active_params == sum(p.numel() for p in layer.parameters())
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with native.switched_off(), FlopCounterMode(display=False) as counter, torch.no_grad():
             layer(inputs(site, length, batch=3))
         assert counter.get_total_flops() == 3 * cost.kernel_flops
 
@@ -55,9 +56,9 @@ def test_parameters_and_kernel_work_are_exact(attention: str, names: dict[str, s
 def test_training_runs_three_times_the_forward_where_gradient_flows(attention: str) -> None:
     site = make_site(attention)
     layer = make_attention(site)
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
+    with native.switched_off(), FlopCounterMode(display=False) as forward, torch.no_grad():
         layer(inputs(site, 40))
-    with FlopCounterMode(display=False) as both:
+    with native.switched_off(), FlopCounterMode(display=False) as both:
         layer(inputs(site, 40).requires_grad_())[0].sum().backward()
     frozen = 2 * Lightning.cost(Lightning.Config(), site, 40).kernel_flops if attention == "csa" else 0
     assert both.get_total_flops() == 3 * forward.get_total_flops() - 2 * frozen
