@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from ablate import calibrate, schema, units
@@ -25,11 +26,12 @@ _IMMATERIAL = {
     "trainer": ("checkpoint_seconds", "keep_weights"),
     "sweep": ("question", "name"),
     "model": ("name",),
-    "data": ("name",),
+    "data": ("name", "files"),
     "budget": None,
     "optimizer": ("name",),
 }
-"""What changes no number: a whole group, or some of its keys. Budgets act through steps and caps."""
+"""What changes no number: a whole group, or some of its keys. Budgets act through steps and caps, files through
+the data's fingerprint."""
 
 
 def make_plan(run: schema.Run, home: Home) -> Plan:
@@ -44,7 +46,9 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     from ablate import data
 
     run = dataclasses.replace(
-        run, trainer=dataclasses.replace(run.trainer, device=_device(run.trainer.device))
+        run,
+        trainer=dataclasses.replace(run.trainer, device=_device(run.trainer.device)),
+        data=_absolute(run.data),
     )
     data_fingerprint = data.fingerprint(run.data)
     vocab_size = _vocab_size(run)
@@ -247,6 +251,16 @@ def _vocab_size(run: schema.Run) -> int:
             f"(data.tokenizer={run.data.tokenizer}). Allowed: 0 (as the tokenizer), or at least {tokens}."
         )
     return rows
+
+
+def _absolute(data: schema.Data) -> schema.Data:
+    """Paths that mean the same to a worker or a resumed study started elsewhere."""
+
+    def path(text: str) -> str:
+        return text if "://" in text else str(Path(text).expanduser().absolute())
+
+    tokenizer = data.tokenizer if data.tokenizer in ("bpe", "bytes") else path(data.tokenizer)
+    return dataclasses.replace(data, files=[path(file) for file in data.files], tokenizer=tokenizer)
 
 
 def _device(name: str) -> str:

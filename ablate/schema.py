@@ -144,6 +144,8 @@ class Trainer:
     evals: int = 8
     """Evaluations per trial, at equal shares of its allowance; the last one is the result."""
     checkpoint_seconds: float = 30.0
+    keep_weights: str = "confirm"
+    """Trials whose final weights are kept: those of phase `search` or `confirm`, `all`, or `none`."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 
 from ablate import db, faults, queue, stored
+from ablate.errors import AblateError
 from ablate.home import Home
 from ablate.meter import TrialMeter
 from ablate.queue import Claim
@@ -94,13 +95,18 @@ class Worker:
     def _load(self) -> tuple[Train, Any]:
         """The real trainer and the corpus: the slow imports, once."""
         run = self._plan.run
-        import torch
-
-        from ablate import data
+        from ablate import data, runtime
         from ablate.training import train
 
-        torch.set_num_threads(run.launcher.threads)
-        return train, data.prepare(run.data, self._home)
+        runtime.prepare(run.launcher.threads)
+        corpus = data.prepare(run.data, self._home)
+        if corpus.fingerprint != self._plan.data_fingerprint:
+            raise AblateError(
+                f"data here is not the study's: fingerprint {corpus.fingerprint}, expected "
+                f"{self._plan.data_fingerprint} (data.source={run.data.source}). Workers need the same files; "
+                "for data.source=stdlib also the same Python version."
+            )
+        return train, corpus
 
     def _over(self) -> bool:
         s = db.study.c
