@@ -12,11 +12,11 @@ USEFUL, HELD, WASTE, UNSPENT = "#4a7fb5", "#b9d0e6", "#c2571a", "#e8eaec"
 OTHER = "#9aa4ae"
 """Colour of arms beyond those that can be told apart."""
 
-COLOURS = ("#0072b2", "#c84e00", "#00845f", "#b0468c", "#a87900", "#5a50c8")
+COLOURS = ("#0072b2", "#c84e00", "#00845f", "#b0468c", "#946a00", "#5a50c8")
 """Distinct for the colour-blind too, and dark enough for lines on white; marks do without colour."""
 
 MARKS = ("s", "^", "D", "v", "P", "X")
-LABEL = 26
+LABEL = 22
 """Letters of a label."""
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -89,12 +89,18 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("�", text)
 
 
+def shortened(text: str, letters: int) -> str:
+    """Beginning and end of a text that is longer than that."""
+    tail = letters // 3
+    return text if len(text) <= letters else f"{text[: letters - tail - 1]}…{text[-tail:]}"
+
+
 def _labels(names: list[str]) -> dict[str, str]:
     taken: set[str] = set()
     labels = {}
     for name in names:
         clean = " ".join(printable(name).split()) or "(no name)"
-        label = clean if len(clean) <= LABEL else f"{clean[: LABEL - 9]}…{clean[-8:]}"
+        label = shortened(clean, LABEL)
         number = 2
         whole = label
         while label in taken:

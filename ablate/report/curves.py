@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablate.records import LrCurve, Point, StudyView, TrialRow
 from ablate.report import formats
-from ablate.report.arms import INK, LINE, QUIET, Arm, confirmed
+from ablate.report.arms import INK, LINE, QUIET, Arm, confirmed, shortened
 from ablate.report.drawing import Figure, end_labels
 from ablate.report.table import Table, plain
 
@@ -20,6 +20,10 @@ Line = list[tuple[float, float]]
 
 _MORE_POINTS = 60
 """Points of one drawn line at most; a report of a thousand trials stays small."""
+
+
+_AMOUNTS = {1.0: "", 1e3: ", thousands", 1e6: ", millions", 1e9: ", billions", 1e12: ", trillions"}
+"""How many tokens one unit of the axis is."""
 
 
 def against_flops(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
@@ -101,8 +105,8 @@ def _along(
                 if arms[arm].named
             ]
             ends.append((means[base][-1][0], 0.0, arms[base].label, arms[base].colour))
-        _log_axis(lower, [line[0][0] / divisor for line in means.values()])
-        lower.set_xlabel(f"{words}, {scaled_unit}" if unit == "FLOP" else f"{words}, {_amount(divisor)}")
+        _log_axis(lower, [at / divisor for line in means.values() for at in (line[0][0], line[-1][0])])
+        lower.set_xlabel(f"{words}, {scaled_unit}" if unit == "FLOP" else f"{words}{_AMOUNTS[divisor]}")
         end_labels(
             lower,
             [(at / divisor, y, text, colour) for at, y, text, colour in ends],
@@ -198,17 +202,11 @@ def _table(
     return plain(title, header, rows)
 
 
-def _amount(divisor: float) -> str:
-    return {1: "tokens", 1e3: "thousands", 1e6: "millions", 1e9: "billions"}.get(
-        divisor, f"units of {divisor:g}"
-    )
-
-
-def _log_axis(axes: "Axes", starts: list[float]) -> None:
+def _log_axis(axes: "Axes", ends: list[float]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_xscale("log")
-    axes.set_xlim(left=min(starts) * 0.94)
+    axes.set_xlim(min(ends) / 1.06, max(ends) * 1.06)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -237,8 +235,7 @@ def against_lr(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
         first.set_ylim(low - pad, high + 2 * pad)
         first.set_xscale("log", base=2)
         first.set_xlim(rates[0] / 1.3, rates[-1] * 1.3)
-        middle = rates[len(rates) // 2]
-        ticks = sorted({rates[0], middle, rates[-1]}) if columns < 4 else [middle]
+        ticks = sorted({rates[0], rates[-1]}) if columns < 4 else [rates[len(rates) // 2]]
         for axes in panels.flat[: len(curves)]:
             axes.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
             axes.tick_params(axis="x", labelbottom=True, which="major", labelsize=8)
@@ -297,8 +294,8 @@ def _panel(axes: "Axes", curve: LrCurve, base: LrCurve | None, arms: dict[str, A
             [curve.optimum], [0.03], transform=axes.get_xaxis_transform(), color=arm.colour, marker=6, ms=5
         )
     axes.set_title(
-        arm.label if len(arms) <= 9 else arm.label[:14],
-        color=arm.colour,
+        shortened(arm.label, 17 if len(arms) <= 9 else 12),
+        color=arm.colour if arm.named else QUIET,
         loc="left",
         fontsize=9 if len(arms) <= 9 else 7.5,
     )

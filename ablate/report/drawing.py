@@ -121,7 +121,9 @@ def render(figure: Figure) -> Drawn:
 
     svg, png = io.BytesIO(), io.BytesIO()
     settings: Any = {**_SETTINGS, "svg.hashsalt": figure.name}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # a user's own style must not change a report
+        matplotlib.rcParams.update(settings)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the SVG has the reader's fonts
         drawing = Drawing(figsize=(WIDTH, figure.height), layout="constrained")
         figure.draw(drawing)

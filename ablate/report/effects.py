@@ -38,7 +38,9 @@ def forest(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
             axes.annotate(
                 text, (1.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK
             )
-        axes.set_xlabel(f"← better · loss minus that of {base.label}, nats · worse →")
+        drawing.supxlabel(
+            f"← better · loss minus that of {base.label}, nats · worse →", fontsize=9, color=QUIET
+        )
 
     header = ["Arm", "Δ, nats", "lower", "upper", "margin", "seeds"]
     rows = [
@@ -95,7 +97,8 @@ def pairs(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
                 markersize=4.5,
                 alpha=0.75,
             )
-        axes.set_xlabel(f"← better · loss minus that of {arms[base].label} on the same seed, nats · worse →")
+        words = f"← better · loss minus that of {arms[base].label}, nats · worse →"
+        drawing.supxlabel(words, fontsize=9, color=QUIET)
 
     seeds = {row.spec.replicate: row.spec.seed for rows in done.values() for row in rows.values()}
     header = ["Arm", *(f"seed {seeds[r]}" for r in replicates)]
@@ -215,7 +218,8 @@ def _rows(drawing: "Drawing", shown: list[Arm]) -> "Axes":
     axes = drawing.subplots()
     _name_rows(axes, [arm.label for arm in shown])
     for label, arm in zip(axes.get_yticklabels(), shown, strict=True):
-        label.set_color(arm.colour)
+        label.set_color(arm.colour if arm.named else QUIET)
+    axes.locator_params(axis="x", nbins=4 if max(len(arm.label) for arm in shown) > 14 else 7)
     return axes
 
 

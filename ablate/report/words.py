@@ -54,7 +54,7 @@ def headline(view: StudyView, arms: dict[str, Arm]) -> str:
     ):
         names = [arms[verdict.arm].label for verdict in by_kind[kind] if verdict is not best]
         if names:
-            clauses.append(f"{words}: {formats.listing(names)}")
+            clauses.append(f"{words}: {formats.listing(names, 4)}")
     rest = "; ".join(clauses)
     return f"{first} {rest[:1].upper()}{rest[1:]}." if rest else first
 

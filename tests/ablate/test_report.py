@@ -1,16 +1,12 @@
 """The report, read back as a reader, a browser and a program would."""
 
-import contextlib
 import csv
 import dataclasses
 import io
 import itertools
 import json
-import math
 import re
-import shlex
 import statistics
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,10 +14,11 @@ import pytest
 import study_views
 from hypothesis import given
 from hypothesis import strategies as st
+from report_pages import Page, columns, numbers, written
 
-from ablate import config, report
+from ablate import report
 from ablate.records import Caveat, LrCurve, StudyView
-from ablate.report import arms, curves, drawing, effects, files, plots, reproduce, table
+from ablate.report import arms, curves, drawing, effects, plots, table
 
 HOSTILE = {
     "dense": "dense*4",
@@ -32,66 +29,6 @@ HOSTILE = {
     "long " * 2000 + "x": "swa*3,csa@4",
     "\x00\x1b[31m\ud800 ünï – 漢字": "dense*3,swa",
 }
-
-VOID = {"meta", "link", "br", "img", "input"}
-
-
-class Page(HTMLParser):
-    """What is on a page: tags, attributes, text, tables by caption, identifiers and links."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.open: list[str] = []
-        self._rows: list[list[str]] = []
-        self._caption = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self._rows, self._caption = [], ""
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag in ("td", "th"):
-            self._rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes nothing"
-        if tag == "table":
-            self.tables.setdefault(self._caption, self._rows)
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.words.append(data)
-        if "caption" in self.open:
-            self._caption += data
-        elif "td" in self.open or "th" in self.open:
-            self._rows[-1][-1] += data
-
-    @property
-    def text(self) -> str:
-        return "".join(self.words)
-
-    def values(self, name: str) -> list[str]:
-        return [value for _, attribute, value in self.attributes if attribute == name]
-
-
-def written(view: StudyView, folder: Path) -> tuple[dict[str, Path], Page]:
-    paths = report.write(view, folder)
-    return paths, Page(paths["HTML report"].read_text(encoding="utf-8"))
 
 
 def with_caveats(view: StudyView) -> StudyView:
@@ -142,16 +79,6 @@ def hostile(
     hostile_view: StudyView, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Path], Page]:
     return written(hostile_view, tmp_path_factory.mktemp("hostile"))
-
-
-def numbers(text: str) -> list[float]:
-    return [float(n) for n in re.findall(r"[+-]?\d+(?:\.\d+)?", text.replace("−", "-").replace(",", ""))]
-
-
-def columns(page: Page, part: str) -> dict[str, dict[str, str]]:
-    """The contrast table of the page: arm to title to text."""
-    (rows,) = (rows for caption, rows in page.tables.items() if caption.endswith(f": {part}"))
-    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
 
 
 def test_every_number_of_the_contrast_table_is_the_verdicts(view: StudyView, whole):
@@ -357,12 +284,12 @@ def test_json_is_strict_and_whole(view: StudyView, whole, hostile):
 
     for paths, _ in (whole, hostile):
         json.loads(paths["JSON"].read_text(encoding="utf-8"), parse_constant=refuse)
-    data = json.loads(whole[0]["JSON"].read_text(encoding="utf-8"))
-    assert data["verdicts"] == json.loads(json.dumps([dataclasses.asdict(v) for v in view.verdicts]))
-    curves_read = [LrCurve(**{**c, "points": tuple(map(tuple, c["points"]))}) for c in data["lr_curves"]]
+    read = json.loads(whole[0]["JSON"].read_text(encoding="utf-8"))
+    assert read["verdicts"] == json.loads(json.dumps([dataclasses.asdict(v) for v in view.verdicts]))
+    curves_read = [LrCurve(**{**c, "points": tuple(map(tuple, c["points"]))}) for c in read["lr_curves"]]
     assert tuple(curves_read) == view.lr_curves
-    assert data["config"]["model"]["hidden_size"] == view.plan.run.model.hidden_size
-    assert data["config"]["home"] is None
+    assert read["config"]["model"]["hidden_size"] == view.plan.run.model.hidden_size
+    assert read["config"]["home"] is None
 
 
 def test_latex_rows_have_their_columns_whatever_an_arm_is_called(hostile_view: StudyView, hostile):
@@ -391,49 +318,6 @@ def test_markdown_shows_the_same_cells_as_the_page(whole, hostile):
     assert "](http" not in text.replace("\\]", "")
 
 
-@pytest.mark.parametrize("finished", [3, 27])
-def test_an_unfinished_study_says_what_is_missing(finished: int, tmp_path: Path):
-    view = study_views.view(state="stopped", finished=finished)
-    paths, page = written(view, tmp_path)
-    assert f"The study is stopped: {finished} of 55 trials known so far have ended" in page.text
-    assert "There are no verdicts yet." in page.text
-    assert f"ablate resume {view.name}" in page.text
-    assert {row["Verdict"] for row in columns(page, "effect").values()} == {"baseline", "no verdict yet"}
-    assert not (tmp_path / "figures" / "forest.svg").exists()
-    assert ("prove nothing" in page.text) == (3 <= finished <= 25)
-    assert json.loads(paths["JSON"].read_text(encoding="utf-8"))["verdicts"] == []
-
-
-def test_a_study_in_which_everything_failed_or_one_pair_ended_has_a_report(tmp_path: Path):
-    view = study_views.view()
-    failed = tuple(
-        dataclasses.replace(
-            row,
-            state="failed",
-            result=row.result
-            and dataclasses.replace(row.result, outcome="failed", val_loss=None, val_bpb=None, curve=()),
-        )
-        for row in view.trials
-    )
-    _, page = written(
-        dataclasses.replace(view, trials=failed, verdicts=(), lr_curves=()), tmp_path / "failed"
-    )
-    assert "55 failed" in page.text
-    assert "No verdict yet for sliding_window, csa, hca and v4" in page.text
-    alone = dataclasses.replace(
-        view.verdicts[0],
-        n=1,
-        low=-math.inf,
-        high=math.inf,
-        sd=math.inf,
-        detectable=math.inf,
-        kind="inconclusive",
-    )
-    paths, page = written(dataclasses.replace(view, verdicts=(alone,)), tmp_path / "single")
-    assert "[−∞, ∞]" in columns(page, "effect")[alone.arm]["Δ loss [95 % interval], nats"]
-    assert json.loads(paths["JSON"].read_text())["verdicts"][0]["high"] is None
-
-
 def test_the_same_study_gives_the_same_bytes(view: StudyView, folder: Path, whole, tmp_path: Path):
     report.write(view, tmp_path)
     first, second = (
@@ -441,56 +325,6 @@ def test_the_same_study_gives_the_same_bytes(view: StudyView, folder: Path, whol
         for root in (folder, tmp_path)
     )
     assert first == second
-
-
-def test_figures_of_an_earlier_state_go_and_other_files_stay(tmp_path: Path):
-    for name in ("forest.svg", "forest.png", "mine.svg"):
-        files.replace(tmp_path / "figures" / name, "from before")
-    report.write(study_views.view(state="running", finished=0), tmp_path)
-    assert not list((tmp_path / "figures").glob("forest.*"))
-    assert (tmp_path / "figures" / "mine.svg").read_text() == "from before"
-
-
-def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "report.html"
-    files.replace(path, "old")
-
-    def full(*_: object) -> None:
-        raise OSError("No space left on device")
-
-    with monkeypatch.context() as patch, contextlib.suppress(OSError):
-        patch.setattr("os.replace", full)
-        files.replace(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["sweep=compress_ratios"],
-        ["sweep=residual", "model=tiny", "trainer.device=cpu", "budget.per_trial=2 PFLOP", "seed=7"],
-        ["sweep=compress_ratios", "residual=prenorm", "sweep.question=Why, 'really'?", "~sweep.arms.hca"],
-    ],
-)
-def test_the_commands_lead_back_to_the_same_configuration(overrides: list[str], tmp_path: Path):
-    run = config.load(overrides)
-    again = reproduce.reproduction(run, "study-0a1b2c3d")
-    assert again.short is not None
-    assert config.load(shlex.split(again.short)[2:]) == run
-    files.replace(tmp_path / again.path, again.file)
-    words = shlex.split(again.whole)
-    assert words[:4] == ["ablate", "run", "--config-dir", reproduce.FOLDER]
-    assert config.load(words[4:], [tmp_path / reproduce.FOLDER]) == run
-
-
-def test_a_configuration_that_nothing_shipped_gives_is_reproduced_by_its_file_alone(
-    view: StudyView, tmp_path: Path
-):
-    run = dataclasses.replace(view.plan.run, home="/a/machine's/own")
-    again = reproduce.reproduction(run, view.name)
-    assert again.short is None
-    assert "machine" not in again.file
 
 
 @given(st.lists(st.floats(-1, 2), min_size=1, max_size=12).map(sorted), st.floats(0.01, 0.3))
