@@ -50,9 +50,7 @@ def arms(view: StudyView) -> tuple[list[ArmStanding], str]:
         own = done[arm.name]
         pairs = [own[seed][0] - base[seed][0] for seed in own.keys() & base.keys()]
         verdict = verdicts.get(arm.name)
-        bounded = verdict is not None and math.isfinite(
-            verdict.high - verdict.low
-        )  # not by one pair of seeds
+        bounded = verdict is not None and math.isfinite(verdict.high - verdict.low)  # not with one pair
         search = [r.result.val_loss for r in view.trials if _searched(r, arm.name) and r.result]
         curve = next((curve for curve in view.lr_curves if curve.arm == arm.name), None)
         lines.append(
