@@ -1,9 +1,9 @@
 """Group-sequential confirmation: look after a few pairs of seeds, and stop arms that are decided.
 
-Pure functions; methodology §C3. The error rate is split over the looks as O'Brien and Fleming's boundaries spend
-it (Lan and DeMets), and each look tests at its own share. That holds the rate whatever joins the looks, where
-boundaries of jointly normal statistics exceed it with t-tests of so few pairs (0.054 instead of 0.05). The price,
-at the effect that the fixed design finds with a power of 0.80, is a power of 0.75.
+Pure functions; methodology §C3. The error rate is split over the looks as O'Brien and Fleming's boundaries
+spend it (Lan and DeMets), and each look tests at its own share. That holds the rate whatever joins the looks,
+where boundaries of jointly normal statistics exceed it with t-tests of so few pairs (0.054 instead of 0.05).
+The price, at the effect that the fixed design finds with a power of 0.80, is a power of 0.75.
 """
 
 import itertools
@@ -91,7 +91,7 @@ def decide(
 
 
 def _hopeless(now: Contrast, alpha: float, margin: float, looks: Sequence[int], futility: float) -> bool:
-    """Whether the last look will hardly find a difference or equivalence, should present estimates be true."""
+    """Whether the last look will hardly find a difference or equivalence, if the estimates are true."""
     from scipy.stats import t
 
     level = levels(alpha, looks)[-1]

@@ -48,7 +48,7 @@ def test_one_p_value_rejects_when_a_look_does(p: list[float], alpha: float) -> N
 
 
 def test_equal_arms_are_rarely_told_apart_over_all_looks_and_arms() -> None:
-    rng, studies, wrong = np.random.default_rng(8), 250, 0
+    rng, studies, wrong = np.random.default_rng(8), 150, 0
     for _ in range(studies):
         shared = rng.normal(0, 0.02, 8)  # noise of the baseline is in every contrast
         arms = {name: shared + rng.normal(0, 0.02, 8) for name in "abc"}
@@ -57,7 +57,7 @@ def test_equal_arms_are_rarely_told_apart_over_all_looks_and_arms() -> None:
 
 
 def test_a_single_contrast_uses_most_of_its_error_rate() -> None:
-    rng, studies = np.random.default_rng(9), 800
+    rng, studies = np.random.default_rng(9), 500
     wrong = sum(
         play({"a": rng.normal(0, 0.02, 8)}, futility=0.0)["a"][0] == "difference" for _ in range(studies)
     )
@@ -65,7 +65,7 @@ def test_a_single_contrast_uses_most_of_its_error_rate() -> None:
 
 
 def test_a_difference_at_the_margin_is_rarely_called_equivalent() -> None:
-    rng, studies = np.random.default_rng(10), 300
+    rng, studies = np.random.default_rng(10), 150
     found = [play({"a": rng.normal(MARGIN, 0.004, 8)})["a"][0] for _ in range(studies)]
     assert found.count("equivalent") <= binom.ppf(0.995, studies, ALPHA)
 
@@ -74,7 +74,7 @@ def test_a_difference_at_the_margin_is_rarely_called_equivalent() -> None:
     ("effect", "sd", "saved"), [(0.0, 0.02, 0.3), (0.06, 0.02, 0.15), (0.0, 0.004, 0.02)]
 )
 def test_decisions_are_those_of_the_fixed_design_for_less(effect: float, sd: float, saved: float) -> None:
-    rng, studies, same, used = np.random.default_rng(11), 300, 0, 0
+    rng, studies, same, used = np.random.default_rng(11), 150, 0, 0
     for _ in range(studies):
         d = rng.normal(effect, sd, 8)
         whole = stats.contrast(d, np.zeros(8), MARGIN)
@@ -87,7 +87,7 @@ def test_decisions_are_those_of_the_fixed_design_for_less(effect: float, sd: flo
 
 
 def test_giving_up_costs_little_power() -> None:
-    rng, studies = np.random.default_rng(12), 400
+    rng, studies = np.random.default_rng(12), 250
     effect = 0.02 * stats.mde(8, ALPHA)
     data = [rng.normal(effect, 0.02, 8) for _ in range(studies)]
     found = {
