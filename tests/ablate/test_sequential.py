@@ -70,9 +70,7 @@ def test_a_difference_at_the_margin_is_rarely_called_equivalent() -> None:
     assert found.count("equivalent") <= binom.ppf(0.995, studies, ALPHA)
 
 
-@pytest.mark.parametrize(
-    ("effect", "sd", "saved"), [(0.0, 0.02, 0.3), (0.06, 0.02, 0.15), (0.0, 0.004, 0.02)]
-)
+@pytest.mark.parametrize(("effect", "sd", "saved"), [(0.0, 0.02, 0.2), (0.06, 0.02, 0.25), (0.0, 0.004, 0.2)])
 def test_decisions_are_those_of_the_fixed_design_for_less(effect: float, sd: float, saved: float) -> None:
     rng, studies, same, used = np.random.default_rng(11), 150, 0, 0
     for _ in range(studies):
@@ -82,7 +80,7 @@ def test_decisions_are_those_of_the_fixed_design_for_less(effect: float, sd: flo
         decision, n = play({"a": d})["a"]
         same += fixed == ("nothing" if decision in ("futile", "open") else decision)
         used += n
-    assert same / studies >= 0.93
+    assert same / studies >= 0.9
     assert used <= (1 - saved) * 8 * studies
 
 
