@@ -70,7 +70,7 @@ def table(variant: "Variant", seq_len: int) -> CostTable:
 def _layer(variant: "Variant", layer: Layer, seq_len: int) -> Iterator[CostRow]:
     for part in variant.parts(layer):
         sites = 2 if part.slot in ("residual", "norm") else 1
-        extra = {"streams": variant.streams} if issubclass(part.cls, MTP) else {}
+        extra = {"streams": variant.streams(layer.index)} if issubclass(part.cls, MTP) else {}
         yield (
             f"{part.slot}/{part.name}",
             sites,

@@ -97,7 +97,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.variant = variant
         dims, last = variant.dims, variant.layers[-1]
-        self.streams = variant.streams
+        self.streams = variant.streams()
         shape, std = (dims.vocab_size, dims.hidden_size), dims.initializer_range
         self.embedding = nn.Parameter(torch.empty(shape).normal_(0.0, std))
         self.layers = nn.ModuleList(

@@ -165,10 +165,9 @@ class Variant:
         assert issubclass(cls, Residual)
         return cls
 
-    @property
-    def streams(self) -> int:
-        """Number of residual streams."""
-        return self.residual.streams(self.config("residual")[1])
+    def streams(self, layers: int = 0) -> int:
+        """Number of residual streams after that many layers."""
+        return self.residual.streams(self.config("residual")[1], layers)
 
     def part(self, slot: str, layer: Layer) -> Part:
         """The component of `slot` at a layer, with everything it uses."""

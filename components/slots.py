@@ -28,6 +28,8 @@ class Component(nn.Module, ABC):
     slot: ClassVar[str]
     name: ClassVar[str]
     """Name in the registry, which sets it."""
+    causal: ClassVar[bool] = True
+    """Whether no output depends on later tokens. An entry for which it does not hold must declare it, and warn."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Slots whose built instances the constructor takes as keyword arguments of the same names."""
 
@@ -234,16 +236,17 @@ class Collapse(nn.Module, ABC):
 class Residual(Component):
     """What a layer reads from and writes to. One instance per site, two sites per layer (attention, then FFN).
 
-    The state always has a stream axis; a plain residual has one stream. The carry that `read` returns goes to `write`,
-    never onto `self`, so that activation checkpointing can run `read` again.
+    The state always has a stream axis; a plain residual has one stream, and from layer to layer there may be more
+    of them. `cost` is that of one of the two sites, or their mean where they differ. The carry that `read` returns
+    goes to `write`, never onto `self`, so that activation checkpointing can run `read` again.
     """
 
     slot = "residual"
 
     @staticmethod
     @abstractmethod
-    def streams(config: Any) -> int:
-        """Number of residual streams n."""
+    def streams(config: Any, layers: int = 0) -> int:
+        """Number of residual streams n after that many layers."""
 
     @staticmethod
     @abstractmethod

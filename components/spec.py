@@ -13,6 +13,7 @@ class Dims:
 
     vocab_size: int
     hidden_size: int
+    num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int

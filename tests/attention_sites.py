@@ -12,6 +12,7 @@ from components.spec import Cost, Dims, Layer, Site
 DIMS = Dims(
     vocab_size=31,
     hidden_size=24,
+    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=12,

@@ -9,16 +9,10 @@ from torch import Tensor, nn
 
 from components.precision import at_least_float32
 from components.registry import register
+from components.residual.collapse import HC_HEADS, build_head, check_head, head_cost
 from components.residual.streams import read_streams, stream_cost, write_streams
 from components.slots import Collapse, Residual
 from components.spec import Cost, Site, searchable
-
-
-class SumStreams(Collapse):
-    """The sum of all streams."""
-
-    def forward(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s d"]:
-        return state.sum(2)
 
 
 @register("hyper_connections", source="Zhu et al. 2024, arXiv 2409.19606; as in mHC, arXiv 2512.24880, Eq. 5")
@@ -44,10 +38,13 @@ class HyperConnections(Residual):
         """Number of residual streams n."""
         alpha_init: float = searchable(0.01, low=1e-3, high=1.0, log=True)
         """Start of the gates of the token-dependent part."""
+        hc_head: str = searchable("sum", choices=HC_HEADS)
+        """How streams end in one vector: their `sum` or `mean`, or by `learned` weights per token."""
 
         def __post_init__(self) -> None:
             if self.hc_mult < 1:
                 raise ValueError(f"hc_mult={self.hc_mult} must be at least 1")
+            check_head(self.hc_head)
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
@@ -62,16 +59,16 @@ class HyperConnections(Residual):
             self.base_pre[site.layer.index % n] = 1.0
 
     @staticmethod
-    def streams(config: Config) -> int:
+    def streams(config: Config, layers: int = 0) -> int:
         return config.hc_mult
 
     @staticmethod
     def collapse(config: Config, site: Site) -> Collapse:
-        return SumStreams()
+        return build_head(config.hc_head, site, config.hc_mult, alpha=config.alpha_init, eps=0.0)
 
     @staticmethod
     def collapse_cost(config: Config, site: Site, seq_len: int) -> Cost:
-        return Cost()
+        return head_cost(config.hc_head, site, config.hc_mult, seq_len)
 
     @staticmethod
     def cost(config: Config, site: Site, seq_len: int) -> Cost:

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from components import native
 from components.native import streams as fused
-from components.precision import at_least_float32
 from components.registry import register
+from components.residual.collapse import HC_HEADS, build_head, check_head, head_cost
+from components.residual.mapping import Mapping
 from components.residual.sinkhorn import sinkhorn
 from components.residual.streams import read_streams, stream_cost, write_streams
 from components.slots import Collapse, Residual
@@ -32,6 +33,8 @@ class MHCConfig:
     hc_init: str = searchable("small_gate", choices=HC_INITS)
     """`small_gate`: gates start at 0.01 (mHC paper); `hf`: at 1 (transformers); `identity`: as
     `small_gate`, but streams keep to themselves and each layer prefers one of them."""
+    hc_head: str = searchable("learned", choices=HC_HEADS)
+    """How streams end in one vector: by `learned` weights per token, or their `mean` or `sum`."""
 
     def __post_init__(self) -> None:
         if self.hc_mult < 1:
@@ -40,44 +43,22 @@ class MHCConfig:
             raise ValueError(f"hc_sinkhorn_iters={self.hc_sinkhorn_iters} must be at least 1")
         if self.hc_init not in HC_INITS:
             raise ValueError(f"hc_init={self.hc_init!r} is not one of {', '.join(HC_INITS)}")
+        check_head(self.hc_head)
+
+    @property
+    def alpha(self) -> float:
+        """Start of all gates."""
+        return 1.0 if self.hc_init == "hf" else 0.01
 
 
-class _Mapping(nn.Module):
-    """The linear map from all streams of a token to its mixing logits, before gates and biases.
-
-    One root mean square over all n * d entries, applied after the product, which is the same and cheaper.
-    """
-
-    def __init__(self, config: MHCConfig, site: Site, outputs: int, gates: int) -> None:
-        super().__init__()
-        width = config.hc_mult * site.dims.hidden_size
-        # Random rows: with all of them zero the streams would stay copies of each other for ever.
-        self.fn = nn.Parameter(torch.empty(outputs, width).normal_(0.0, site.dims.initializer_range))
-        self.base = nn.Parameter(torch.zeros(outputs))
-        self.scale = nn.Parameter(torch.full((gates,), 1.0 if config.hc_init == "hf" else 0.01))
-        self.eps = site.dims.rms_norm_eps
-
-    def logits(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "o m"]:
-        """One column per token, so that everything after it runs along tokens."""
-        flat = at_least_float32(state).flatten(2).flatten(0, 1)
-        inverse_rms = torch.rsqrt(flat.square().mean(-1) + self.eps)
-        return (self.fn.to(flat.dtype) @ flat.T) * inverse_rms
-
-
-class LearnedCollapse(_Mapping, Collapse):
-    """Streams to one vector by learned, token-dependent weights: `Σ_j (σ(α z_j + b_j) + ε) X_j`."""
-
-    def __init__(self, config: MHCConfig, site: Site) -> None:
-        super().__init__(config, site, outputs=config.hc_mult, gates=1)
-        self.hc_eps = config.hc_eps
-
-    def forward(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s d"]:
-        weights = torch.sigmoid(self.scale * self.logits(state) + self.base.unsqueeze(1)) + self.hc_eps
-        return read_streams(state, weights.T.contiguous())
+def identity_base(streams: int, layer: int) -> Float[Tensor, "o"]:
+    """Biases of pre, post and C with which streams keep to themselves and a layer prefers one of them."""
+    own = torch.nn.functional.one_hot(torch.tensor(layer % streams), streams).float()
+    return torch.cat([6 * own - 3, own, 5 * torch.eye(streams).flatten()])
 
 
 @register("mhc", source="mHC, arXiv 2512.24880; DeepSeek-V4 report §2.2 and inference/model.py")
-class ManifoldHyperConnections(_Mapping, Residual):
+class ManifoldHyperConnections(Mapping, Residual):
     """n streams mixed by doubly stochastic matrices, so that no depth amplifies the signal.
 
     From all streams of a token: `pre = σ(α₀ z + b) + ε` reads, `post = 2 σ(α₁ z + b)` writes, and the
@@ -94,25 +75,23 @@ class ManifoldHyperConnections(_Mapping, Residual):
 
     def __init__(self, config: MHCConfig, site: Site) -> None:
         n = config.hc_mult
-        super().__init__(config, site, outputs=(2 + n) * n, gates=3)
+        super().__init__(site, n, outputs=(2 + n) * n, gates=3, alpha=config.alpha)
         self.config = config
         if config.hc_init == "identity":
             with torch.no_grad():
-                own = torch.nn.functional.one_hot(torch.tensor(site.layer.index % n), n).float()
-                self.base.copy_(torch.cat([6 * own - 3, own, 5 * torch.eye(n).flatten()]))
+                self.base.copy_(identity_base(n, site.layer.index))
 
     @staticmethod
-    def streams(config: MHCConfig) -> int:
+    def streams(config: MHCConfig, layers: int = 0) -> int:
         return config.hc_mult
 
     @staticmethod
     def collapse(config: MHCConfig, site: Site) -> Collapse:
-        return LearnedCollapse(config, site)
+        return build_head(config.hc_head, site, config.hc_mult, alpha=config.alpha, eps=config.hc_eps)
 
     @staticmethod
     def collapse_cost(config: MHCConfig, site: Site, seq_len: int) -> Cost:
-        n, d = config.hc_mult, site.dims.hidden_size
-        return stream_cost(n * n * d + n + 1, mapping=2 * n * n * d, reading=2 * n * d, seq_len=seq_len)
+        return head_cost(config.hc_head, site, config.hc_mult, seq_len)
 
     @staticmethod
     def cost(config: MHCConfig, site: Site, seq_len: int) -> Cost:

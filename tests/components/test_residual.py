@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from components import registry
+from components.residual.collapse import LearnedCollapse
 from components.residual.hyper_connections import HyperConnections
-from components.residual.mhc import LearnedCollapse, ManifoldHyperConnections, MHCConfig
+from components.residual.mhc import ManifoldHyperConnections, MHCConfig
 from components.residual.streams import read_streams
 from components.slots import Residual
 from components.spec import Dims, Layer, Site
@@ -17,6 +18,7 @@ from components.spec import Dims, Layer, Site
 DIMS = Dims(
     vocab_size=31,
     hidden_size=6,
+    num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=2,
     head_dim=4,
@@ -110,7 +112,7 @@ def test_trap_27_one_root_mean_square_over_all_streams() -> None:
 
 
 def test_trap_28_collapse_is_learned() -> None:
-    module = LearnedCollapse(MHCConfig(), site()).double()
+    module = LearnedCollapse(site(), 4, alpha=0.01, eps=1e-6).double()
     with torch.no_grad():
         module.base.copy_(torch.tensor([-60.0, -60, 60, -60]))
     x = state(4)
