@@ -67,7 +67,7 @@ worker.main(Home(Path({str(home.root)!r})), {name!r}, "dying", fake_training.tra
 def test_a_process_that_dies_anywhere_costs_nothing_but_time(home, fault):
     plan = small_studies.plan(extensions=0, lease=0.5)
     study.create(plan, home)
-    crash(home, plan.study, f"{fault}:kill")
+    crash(home, plan.study, fault)
     view = finish(home, plan)
     assert view.state == "done"
     assert len(view.trials) == 14

@@ -52,7 +52,7 @@ def when(condition, action):
 
 
 def busy(view):
-    return any(r.state == "running" and r.progress and r.progress.step > 5 for r in view.trials)
+    return any(r.state == "running" and r.progress and 5 < r.progress.step < 20 for r in view.trials)
 
 
 def stuck(view):
