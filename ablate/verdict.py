@@ -41,10 +41,15 @@ def lr_curves(plan: Plan, rows: Sequence[TrialRow]) -> tuple[LrCurve, ...]:
     return tuple(curves)
 
 
-def _optimum(points: Sequence[tuple[float, float, str]], factor: float) -> float | None:
-    """Vertex through the best points; None where they are not convex, or it is beyond what was tried."""
+def quadratic(points: Sequence[tuple[float, float, str]]) -> stats.Optimum | None:
+    """The quadratic in log2 of the rate through the best points; None where they are not convex."""
     complete = sorted((value, lr) for lr, value, state in points if state == "complete")[:_FITTED]
-    found = stats.quadratic_optimum([math.log2(lr) for _, lr in complete], [value for value, _ in complete])
+    return stats.quadratic_optimum([math.log2(lr) for _, lr in complete], [value for value, _ in complete])
+
+
+def _optimum(points: Sequence[tuple[float, float, str]], factor: float) -> float | None:
+    """Vertex of the quadratic; None where it has none, or beyond what was tried."""
+    found = quadratic(points)
     if found is None:
         return None
     rates = [math.log2(lr) for lr, _, _ in points]

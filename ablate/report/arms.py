@@ -15,6 +15,21 @@ OTHER = "#9aa4ae"
 COLOURS = ("#0072b2", "#c84e00", "#00845f", "#b0468c", "#946a00", "#5a50c8")
 """Distinct for the colour-blind too, and dark enough for lines on white; marks do without colour."""
 
+ON_DARK = {
+    INK: "#e4e7ea",
+    QUIET: "#a3adb7",
+    LINE: "#343a41",
+    BAND: "#2b3239",
+    CARD: "#1c2024",
+    USEFUL: "#6f9fd0",
+    HELD: "#37506a",
+    WASTE: "#e0803f",
+    UNSPENT: "#2a3036",
+    OTHER: "#6d7780",
+    **dict(zip(COLOURS, ("#58b4f0", "#ff9457", "#3ccb9b", "#e78fc8", "#e2b13c", "#a29bff"), strict=True)),
+}
+"""What takes each colour's place on a dark page."""
+
 MARKS = ("s", "^", "D", "v", "P", "X")
 LABEL = 22
 """Letters of a label."""

@@ -1,26 +1,18 @@
 """Figures of losses: along training, and over the learning rate."""
 
-import math
-import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ablate.records import LrCurve, Point, StudyView, TrialRow
-from ablate.report import formats
-from ablate.report.arms import INK, LINE, QUIET, Arm, confirmed, shortened
+from ablate.records import LrCurve, Point, StudyView
+from ablate.report import formats, losses
+from ablate.report.arms import INK, LINE, QUIET, Arm, shortened
 from ablate.report.drawing import Figure, end_labels
+from ablate.report.losses import Line
 from ablate.report.table import Table, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
-
-Line = list[tuple[float, float]]
-"""(compute or tokens, loss), ascending."""
-
-_MORE_POINTS = 60
-"""Points of one drawn line at most; a report of a thousand trials stays small."""
-
 
 _AMOUNTS = {1.0: "", 1e3: ", thousands", 1e6: ", millions", 1e9: ", billions", 1e12: ", trillions"}
 """How many tokens one unit of the axis is."""
@@ -61,17 +53,19 @@ def _along(
     unit: str,
     differences: bool,
 ) -> Figure | None:
-    rows, basis = _shown_trials(view)
+    rows, basis = losses.shown_trials(view)
     lines = {
-        arm: {row.spec.replicate: line for row in rows.get(arm, []) if (line := _line(row, x))}
+        arm: {row.spec.replicate: line for row in rows.get(arm, []) if (line := losses.line(row, x))}
         for arm in arms
     }
     lines = {arm: found for arm, found in lines.items() if found}
     if not lines:
         return None
     base = view.plan.baseline.name
-    means = {arm: _mean_line(list(found.values())) for arm, found in lines.items()}
-    gaps = {arm: _gap(found, lines[base]) for arm, found in lines.items() if arm != base and base in lines}
+    means = {arm: losses.mean_line(list(found.values())) for arm, found in lines.items()}
+    gaps = {
+        arm: losses.gap(found, lines[base]) for arm, found in lines.items() if arm != base and base in lines
+    }
     gaps = {arm: line for arm, line in gaps.items() if line} if differences else {}
 
     def draw(drawing: "Drawing") -> None:
@@ -136,58 +130,6 @@ def _draw_arm(axes: "Axes", arm: Arm, lines: list[Line], mean: Line, divisor: fl
         marker=arm.mark,
         markersize=3.5 if arm.named else 0,
     )
-
-
-def _shown_trials(view: StudyView) -> tuple[dict[str, list[TrialRow]], str]:
-    """Fresh seeds where there are some; before that the best learning rate of the search."""
-    done = confirmed(view)
-    if any(done.values()):
-        kept = {arm: [r for r in rows.values() if r.state == "complete"] for arm, rows in done.items()}
-        return kept, "Fresh seeds of the confirm phase that ran to their end."
-    best = {curve.arm: curve.best for curve in view.lr_curves}
-    rows = {
-        arm: [r for r in view.trials if r.spec.arm == arm and r.spec.lr == lr and r.state == "complete"]
-        for arm, lr in best.items()
-    }
-    return (
-        rows,
-        "No fresh seed has ended yet: these are search trials at each arm's best rate, which prove nothing.",
-    )
-
-
-def _line(row: TrialRow, x: Callable[[Point], float]) -> Line:
-    """A trial's held-out losses, thinned."""
-    curve = row.result.curve if row.result else ()
-    line = [
-        (x(point), point.val_loss)
-        for point in curve
-        if point.val_loss is not None and math.isfinite(point.val_loss) and x(point) > 0
-    ]
-    if len(line) <= _MORE_POINTS:
-        return line
-    return [line[round(i * (len(line) - 1) / (_MORE_POINTS - 1))] for i in range(_MORE_POINTS)]
-
-
-def _mean_line(lines: list[Line]) -> Line:
-    """Mean over seeds where all of them have a value; seeds of an arm are evaluated at the same steps."""
-    together = {at for at, _ in lines[0]}.intersection(*({at for at, _ in line} for line in lines))
-    values = {at: [loss for line in lines for place, loss in line if place == at] for at in together}
-    return [(at, statistics.fmean(values[at])) for at in sorted(together)] or lines[0]
-
-
-def _gap(own: dict[int, Line], baseline: dict[int, Line]) -> Line:
-    """Arm minus baseline over seeds that both have; the baseline is read off between its own points."""
-    import numpy as np
-
-    common = own.keys() & baseline.keys()
-    if not common:
-        return []
-    line = _mean_line([own[replicate] for replicate in sorted(common)])
-    base = _mean_line([baseline[replicate] for replicate in sorted(common)])
-    slack = 1.005  # allowances differ by less than a step
-    at = [(x, loss) for x, loss in line if base[0][0] / slack <= x <= base[-1][0] * slack]
-    known = np.interp(np.log([x for x, _ in at]), np.log([x for x, _ in base]), [loss for _, loss in base])
-    return [(x, loss - float(other)) for (x, loss), other in zip(at, known, strict=True)]
 
 
 def _table(

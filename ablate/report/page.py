@@ -11,15 +11,12 @@ from markupsafe import Markup
 
 from ablate.records import StudyView
 from ablate.report import contents, files, table, words
-from ablate.report.arms import COLOURS, Arm, confirmed, printable
+from ablate.report.arms import ON_DARK, Arm, confirmed, printable
 from ablate.report.drawing import VARIABLES, Drawn
 from ablate.report.reproduce import Reproduction
 from components.spec import FLOP_CONVENTION
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-_ON_DARK = ("#58b4f0", "#ff9457", "#3ccb9b", "#e78fc8", "#e2b13c", "#a29bff")
-"""The arms' colours on a dark page, in the order of `arms.COLOURS`."""
 
 
 def html(
@@ -65,7 +62,7 @@ def html(
         downloads=[(name, _data_url(name, text)) for name, text in offered.items()],
         reproduction=reproduction,
         convention=FLOP_CONVENTION,
-        colours=list(zip(COLOURS, _ON_DARK, strict=True)),
+        colours=[(name, light, ON_DARK[light]) for light, name in VARIABLES.items()],
     )
 
 

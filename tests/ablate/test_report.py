@@ -18,7 +18,7 @@ from report_pages import Page, columns, numbers, written
 
 from ablate import report
 from ablate.records import Caveat, LrCurve, StudyView
-from ablate.report import arms, curves, drawing, effects, plots, table
+from ablate.report import arms, drawing, effects, losses, plots, table
 
 HOSTILE = {
     "dense": "dense*4",
@@ -240,8 +240,8 @@ def test_curves_compare_arms_on_the_seeds_that_both_have(view: StudyView):
     base = {
         replicate: [(x, loss - 0.25) for x, loss in line] for replicate, line in own.items() if replicate < 4
     }
-    assert curves._gap(own, base) == [(1.0, pytest.approx(0.25)), (2.0, pytest.approx(0.25))]
-    assert curves._gap(own, {}) == []
+    assert losses.gap(own, base) == [(1.0, pytest.approx(0.25)), (2.0, pytest.approx(0.25))]
+    assert losses.gap(own, {}) == []
 
 
 def test_csv_has_every_value_exactly(view: StudyView, whole, hostile_view: StudyView, hostile):
