@@ -106,6 +106,7 @@ class LanguageModel(nn.Module):
         self.collapse = variant.residual.collapse(variant.config("residual")[1], Site(dims=dims, layer=last))
         self.norm = cast(Norm, variant.part("norm", last).build())
         self.head = nn.Parameter(torch.empty(shape).normal_(0.0, std))
+        self.row_blocks = {"embedding": 0, "head": 0}
         self.mtp = Prediction(
             variant,
             [

@@ -62,7 +62,9 @@ class Part:
 
     @property
     def cls(self) -> type[Component]:
-        return registry.get(self.slot, self.name).cls
+        cls = registry.get(self.slot, self.name).cls
+        assert issubclass(cls, Component)
+        return cls
 
     def build(self) -> Component:
         """The component with everything it uses."""

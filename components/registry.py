@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from components.slots import Component
+from components.slots import Registered
 
 ENTRY_POINT_GROUP = "ablate.components"
 
@@ -28,7 +28,7 @@ class Entry:
 
     slot: str
     name: str
-    cls: type[Component]
+    cls: type[Registered]
     source: str
 
     @property
@@ -51,7 +51,7 @@ class Entry:
 _entries: dict[tuple[str, str], Entry] = {}
 _loaded: set[str] = set()
 
-C = TypeVar("C", bound=type[Component])
+C = TypeVar("C", bound=type[Registered])
 
 
 def register(name: str, *, source: str) -> Callable[[C], C]:
@@ -60,7 +60,9 @@ def register(name: str, *, source: str) -> Callable[[C], C]:
     def enter(cls: C) -> C:
         key = (cls.slot, name)
         if key in _entries and _entries[key].cls.__qualname__ != cls.__qualname__:
-            raise ValueError(f"{cls.slot}/{name} is already registered by {_entries[key].cls}; {cls} wants the same name")
+            raise ValueError(
+                f"{cls.slot}/{name} is already registered by {_entries[key].cls}; {cls} wants the same name"
+            )
         cls.name = name
         _entries[key] = Entry(slot=cls.slot, name=name, cls=cls, source=source)
         return cls

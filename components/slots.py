@@ -2,7 +2,8 @@
 
 A component is a final class derived from one of these. It nests its own options in a frozen `Config`, is built as
 `Component(config, site, **parts)` where `parts` are the built instances of the slots named in `uses`, and declares its
-cost without being built. `cost` covers the component itself; the parts it uses are costed by themselves.
+cost without being built. `cost` covers the component itself; the parts it uses are costed by themselves. The one
+slot that is no part of a model, `optimizer`, has a base of its own at the end.
 
 Axis letters: b batch, s sequence, d hidden size, n residual streams, h heads, c head size, t compressed entries.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -22,18 +24,28 @@ Aux = dict[str, Tensor]
 """Scalar auxiliary losses (`loss/…`) and diagnostics (`diag/…`), returned and never hidden in a module."""
 
 
-class Component(nn.Module, ABC):
-    """Base of all slots."""
+class Registered(ABC):
+    """What the registry holds: one choice for a slot, and its options."""
 
     slot: ClassVar[str]
     name: ClassVar[str]
     """Name in the registry, which sets it."""
-    causal: ClassVar[bool] = True
-    """Whether no output depends on later tokens. An entry for which it does not hold must declare it, and warn."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Slots whose built instances the constructor takes as keyword arguments of the same names."""
 
     Config: ClassVar[type] = NoOptions
+
+
+class Component(nn.Module, Registered):
+    """Base of all slots that are parts of a model."""
+
+    row_blocks: Mapping[str, int] = {}
+    """How many equal blocks of rows a parameter of this module consists of, each a matrix of its own to an
+    optimizer that treats matrices as wholes: `{"gate_up": 2}`; 0 for what is no linear map, such as biases
+    per position. What is not named is one matrix, further axes in front count matrices, and vectors are none.
+    Modules inside a component declare theirs alike (`components/optimizer/matrices.py`)."""
+    causal: ClassVar[bool] = True
+    """Whether no output depends on later tokens. An entry for which it does not hold must declare it, and warn."""
 
     @staticmethod
     @abstractmethod
@@ -297,3 +309,25 @@ class MTP(Component):
     @abstractmethod
     def cost(config: Any, site: Site, seq_len: int, streams: int = 1) -> Cost:
         """Cost of the joining, with n = `streams` residual streams."""
+
+
+class Optimizer(Registered):
+    """How weights follow from their gradients. Chosen once per run, and no part of the model."""
+
+    slot = "optimizer"
+
+    @staticmethod
+    @abstractmethod
+    def build(config: Any, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """One optimizer over every trainable parameter of `model`.
+
+        What it keeps between steps is tensors and numbers in `state`, and numbers in `param_groups`.
+
+        Args:
+            lr: peak learning rate. What a group has as `lr` is the peak of that group.
+        """
+
+    @staticmethod
+    def flops_per_step(config: Any, model: nn.Module) -> int:
+        """FLOPs of its own matrix products in one step, from shapes alone: `model` may be on "meta"."""
+        return 0

@@ -79,6 +79,7 @@ class GatedDeltaNet(Attention):
                 nn.Parameter(torch.full((channels, config.conv_size), config.conv_size**-0.5))
                 for _ in range(3)
             )
+            self.row_blocks = {"q_conv": 0, "k_conv": 0, "v_conv": 0}  # every channel has a filter of its own
         self.A_log = nn.Parameter(torch.linspace(1, 16, heads).log())
         steps = torch.linspace(math.log(1e-3), math.log(1e-1), heads).exp()
         self.dt_bias = nn.Parameter(steps.expm1().log())

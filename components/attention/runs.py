@@ -21,6 +21,7 @@ class RunMlp(nn.Module):
         super().__init__()
         self.run, self.stride = run, stride
         self.position = nn.Parameter(torch.zeros(run, width))
+        self.row_blocks = {"position": 0}
         self.inner = nn.Parameter(torch.empty(width, run * width).normal_(0.0, std))
         self.outer = nn.Parameter(torch.empty(width, width).normal_(0.0, std))
 

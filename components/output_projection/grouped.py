@@ -27,6 +27,7 @@ class Grouped(OutputProjection):
         super().__init__()
         dims = site.dims
         self.groups = dims.o_groups
+        self.row_blocks = {"a": dims.o_groups}
         mixed = dims.o_groups * dims.o_lora_rank
         width = dims.num_attention_heads * dims.head_dim // dims.o_groups
         std = dims.initializer_range

@@ -18,6 +18,7 @@ class LearnedCollapse(Mapping, Collapse):
     def __init__(self, site: Site, streams: int, alpha: float, eps: float) -> None:
         super().__init__(site, streams, outputs=streams, gates=1, alpha=alpha)
         self.hc_eps = eps
+        self.row_blocks = {"fn": 0}  # part of the prediction head
 
     def forward(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s d"]:
         weights = torch.sigmoid(self.scale * self.logits(state) + self.base.unsqueeze(1)) + self.hc_eps

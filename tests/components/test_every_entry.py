@@ -18,7 +18,7 @@ from components.registry import Entry
 from components.slots import Attention, Component
 from components.spec import search_space
 
-ENTRIES = registry.entries()
+ENTRIES = [entry for entry in registry.entries() if issubclass(entry.cls, Component)]
 CORNERS = [
     (entry, option, value)
     for entry in ENTRIES
