@@ -174,9 +174,12 @@ def _config(variant: Variant) -> DeepseekV4Config:
     if len({layer.topk for layer in variant.layers if layer.topk}) > 1:
         raise _inexpressible("model.compress_ratios", variant.schedule, "the same top-k in all csa layers")
     sizes = {name: getattr(variant.dims, name) for name in SAME if hasattr(variant.dims, name)}
+    sizes["num_hidden_layers"] = len(variant.layers)
     rotary = sizes.pop("qk_rope_head_dim")
     position = options["position"]
     factor = rotary / variant.dims.head_dim
+    if int(variant.dims.head_dim * factor) < rotary:  # transformers rounds down
+        factor = math.nextafter(factor, 1.0)
     compress: dict[str, Any] = {
         "rope_type": "default",
         "rope_theta": position.compress_rope_theta,
@@ -190,7 +193,6 @@ def _config(variant: Variant) -> DeepseekV4Config:
     build: Any = DeepseekV4Config
     config = build(
         **sizes,
-        num_hidden_layers=len(variant.layers),
         num_key_value_heads=1,
         index_topk=topk,
         layer_types=[KINDS[layer.attention] for layer in variant.layers],

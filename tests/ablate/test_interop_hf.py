@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one_stream": {"residual": Slot("mhc", {"hc_mult": 1})},
     "two_streams": {"residual": Slot("mhc", {"hc_mult": 2, "hc_sinkhorn_iters": 3, "hc_eps": 1e-3})},
     "tight_clamp": {"ffn": Slot("moe", {"swiglu_limit": 0.5}), "routed_scaling_factor": 2.5},
+    "rope_factor_rounded_down": {"head_dim": 44, "qk_rope_head_dim": 30, "index_head_dim": 32},
     "no_clamp": {"ffn": Slot("moe", {"swiglu_limit": 0.0})},
 }
 
