@@ -44,11 +44,13 @@ class Arm:
     """One arm as it is drawn.
 
     Attributes:
+        order: place in the plan.
         label: the name, shortened, unique, without what cannot be printed.
         named: has a colour of its own and is labelled in figures.
     """
 
     name: str
+    order: int
     label: str
     colour: str
     mark: str
@@ -66,10 +68,11 @@ def arms(view: StudyView) -> dict[str, Arm]:
         others = [*others[: len(COLOURS) // 2], *others[-(len(COLOURS) // 2) :]]
     slots = {name: i for i, name in enumerate(others)}
     made = {}
-    for arm in view.plan.arms:
+    for order, arm in enumerate(view.plan.arms):
         slot = slots.get(arm.name)
         made[arm.name] = Arm(
             name=arm.name,
+            order=order,
             label=labels[arm.name],
             colour=INK if arm.is_baseline else OTHER if slot is None else COLOURS[slot],
             mark="o" if arm.is_baseline or slot is None else MARKS[slot],

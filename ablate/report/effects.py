@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 ROW = 0.33
 """Inches of one arm's row."""
 
+PARTS = {
+    "useful": ("useful", USEFUL),
+    "waste": ("done again", WASTE),
+    "reserved": ("reserved", HELD),
+    "unspent": ("not spent", UNSPENT),
+}
+"""What a phase's compute is divided into: key of a row of `contents.budget`, words and colour."""
+
 
 def forest(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
     """Differences to the baseline with their intervals, best arm on top."""
@@ -185,15 +193,13 @@ def budget(view: StudyView) -> Figure | None:
     rows = [row for row in table.rows[:-1] if row["cap"]]
     if not rows:
         return None
-    parts = {"useful": USEFUL, "done again": WASTE, "reserved": HELD, "not spent": UNSPENT}
-    keys = ("useful", "waste", "reserved", "unspent")
 
     def draw(drawing: "Drawing") -> None:
         axes = drawing.subplots()
         divisor, unit = formats.scale(max(row["cap"] for row in rows) * 1e6, "FLOP")
         for i, row in enumerate(rows):
             left = 0.0
-            for key, colour in zip(keys, parts.values(), strict=True):
+            for key, (_, colour) in PARTS.items():
                 width = row[key] * 1e6 / divisor
                 axes.barh(i, width, left=left, height=0.5, color=colour, linewidth=0)
                 left += width
@@ -203,10 +209,9 @@ def budget(view: StudyView) -> Figure | None:
             )
         _name_rows(axes, [row["phase"] for row in rows])
         axes.set_xlabel(f"compute, {unit}; share that was useful")
-        handles = [_patch(colour) for colour in parts.values()]
-        drawing.legend(
-            handles, list(parts), loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1
-        )
+        handles = [_patch(colour) for _, colour in PARTS.values()]
+        words = [text for text, _ in PARTS.values()]
+        drawing.legend(handles, words, loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1)
 
     note = (
         "Useful compute trained trials; what a fault made necessary twice is paid from the contingency alone."
