@@ -10,6 +10,8 @@ from typing import Any
 
 from ablate import ranges, schema
 
+_SLOTS = (*schema.SLOT_GROUPS, "optimizer")
+
 _REGISTERED = re.compile(r'^@register\(\s*"(\w+)"', re.MULTILINE)
 
 
@@ -52,11 +54,13 @@ def _keys(typed: str) -> Iterator[str]:
     """Groups; below a group its dotted keys, below a slot the options of its components."""
     if "." not in typed:
         yield from (f"{group}=" for group in _groups())
-    elif (slot := typed.partition(".")[0]) in schema.SLOT_GROUPS:
+    elif (slot := typed.partition(".")[0]) in _SLOTS:
         from components import registry
 
         for entry in registry.entries(slot):
             yield from (f"{slot}.args.{field.name}=" for field in dataclasses.fields(entry.cls.Config))
+        if slot not in schema.SLOT_GROUPS:
+            yield from (f"{key}=" for key in _leaves(schema.to_dict(schema.Run())))
     elif slot == "attention":
         from components import registry
 
@@ -79,7 +83,7 @@ def _values(key: str) -> Iterable[str]:
     if key not in _groups():
         return []
     shipped = [path.stem for path in Path(str(files("sweeps") / key)).glob("*.yaml")]
-    return [*shipped, *(_components(key) if key in schema.SLOT_GROUPS else [])]
+    return [*shipped, *(_components(key) if key in _SLOTS else [])]
 
 
 def _components(slot: str) -> Iterable[str]:

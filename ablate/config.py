@@ -32,6 +32,9 @@ from components import registry
 GROUPS = ("model", "data", "budget", "optimizer", "trainer", "launcher", "tracking", "sweep")
 """Config groups whose options are YAML files; slots take theirs from the registry, and from YAML too."""
 
+_REGISTERED = (*schema.SLOT_GROUPS, "optimizer")
+"""Config groups whose options are entries of the registry."""
+
 _FREE_TEXT = ("model.compress_ratios",)
 _AMOUNTS = ("budget.total", "budget.per_trial")
 __all__ = ["apply_arm", "file_of", "load", "options", "restore", "snapshot"]
@@ -90,7 +93,7 @@ def restore(text: str) -> schema.Run:
 def options(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, str]:
     """Options of a config group to their first comment line; slots list the registry's entries too."""
     found: dict[str, str] = {}
-    if group in schema.SLOT_GROUPS:
+    if group in _REGISTERED:
         found = {entry.name: entry.summary for entry in registry.entries(group)}
     for root in (_shipped(), *(Path(folder) for folder in config_dirs)):
         for path in sorted((root / group).glob("*.yaml")):
@@ -204,13 +207,14 @@ def _compose(
         texts.append("hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in folders) + "]")
     with _LOCK:
         store, outer = ConfigStore.instance(), GlobalHydra.instance().hydra
-        had = {slot: copy.copy(store.repo.get(slot)) for slot in schema.SLOT_GROUPS}
+        had = {slot: copy.copy(store.repo.get(slot)) for slot in _REGISTERED}
         GlobalHydra.instance().clear()
         try:
-            for slot in schema.SLOT_GROUPS:
+            for slot in _REGISTERED:
                 store.repo.pop(slot, None)
                 for entry in registry.entries(slot):
-                    store.store(group=slot, name=entry.name, node={"name": entry.name, "args": {}})
+                    if file_of(slot, entry.name, folders) is None:
+                        store.store(group=slot, name=entry.name, node={"name": entry.name, "args": {}})
             with initialize_config_module(config_module="sweeps", version_base="1.3"):
                 composed = compose(config_name="config", overrides=texts, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, OSError) as error:
@@ -238,7 +242,8 @@ def _compose(
         if path:
             sources[group] = path
         if group in GROUPS and group != "trainer" and option != "None" and isinstance(named.get(group), dict):
-            named[group]["name"] = option
+            preset = named[group].get("name") if group == "optimizer" else None  # of a component with options
+            named[group]["name"] = preset or option
     if named.get("sweep") is None:
         named.pop("sweep", None)
     return named, {"": _shipped() / "config.yaml", **sources}

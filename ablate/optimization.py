@@ -1,31 +1,42 @@
 """Optimizers from their configuration, and the learning rate as a function of compute progress."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ablate.model import LanguageModel
 from ablate.schema import Optimizer
+from ablate.variant import Variant
+from components import registry, slots
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW; weight decay acts on matrices alone, not on norms, biases, sinks and gates.
+    """The optimizer that the settings name.
 
     Every group carries its peak rate as `peak_lr`; `set_rate` derives the current one from it.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [{**group, "peak_lr": settings.lr} for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        fused=True,
-    )
+    cls, config = _component(settings)
+    optimizer = cls.build(config, model, settings.lr)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    # A fused step could undo the scaling of half-precision gradients itself. But clipping comes after that,
+    # and before the step, so it is left to the scaler, for all optimizers alike.
+    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizer
+
+
+def flops_per_step(settings: Optimizer, variant: Variant) -> int:
+    """FLOPs of the optimizer's own matrix products in one step; allocates nothing."""
+    cls, config = _component(settings)
+    with torch.device("meta"):
+        return cls.flops_per_step(config, LanguageModel(variant))
+
+
+def _component(settings: Optimizer) -> tuple[type[slots.Optimizer], Any]:
+    entry = registry.get("optimizer", settings.name)
+    return cast(type[slots.Optimizer], entry.cls), entry.config(settings.args)
 
 
 def rate(progress: float, settings: Optimizer) -> float:
@@ -49,7 +60,7 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors, and what is no tensor."""
+    """An optimizer's state as named tensors, and the numbers that it counts, of parameters and of groups."""
     tensors, rest = {}, {}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
@@ -57,6 +68,8 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Ten
                 tensors[f"{index}/{key}"] = value
             else:
                 rest[f"{index}/{key}"] = value
+    for index, group in enumerate(optimizer.param_groups):
+        rest |= {f"group/{index}/{key}": v for key, v in group.items() if isinstance(v, int | float)}
     return tensors, rest
 
 
@@ -65,7 +78,12 @@ def load_state(
 ) -> None:
     """Inverse of `state_tensors`, into an optimizer that was built the same way."""
     state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for name, value in {**tensors, **rest}.items():
         index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if index == "group":
+            index, _, key = key.partition("/")
+            groups[int(index)][key] = value
+        else:
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -11,7 +11,7 @@ from typing import Any
 from ablate import calibrate, schema, units
 from ablate.errors import BadInputError
 from ablate.home import Home
-from ablate.records import ArmPlan, Plan
+from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.tree import apply_arm
 from ablate.variant import Variant
 from components.spec import FLOP_CONVENTION, Cost
@@ -28,7 +28,6 @@ _IMMATERIAL = {
     "model": ("name",),
     "data": ("name", "files"),
     "budget": None,
-    "optimizer": ("name",),
 }
 """What changes no number: a whole group, or some of its keys. Budgets act through steps and caps, files through
 the data's fingerprint."""
@@ -43,7 +42,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         BadInputError: an arm that cannot be built, two arms that are the same, data that is not there, or a
             budget that does not pay for the planned trials; the message has the smallest one that works.
     """
-    from ablate import data
+    from ablate import data, optimization
 
     run = dataclasses.replace(
         run,
@@ -57,14 +56,17 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
 
     seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
     costs = {name: variant.costs(seq_len).total for name, (_, variant) in variants.items()}
-    steps_mflop = {name: -(-cost.train_flops * batch // units.MFLOP) for name, cost in costs.items()}
+    updates = {name: optimization.flops_per_step(own.optimizer, v) for name, (own, v) in variants.items()}
+    charged = optimizers_differ(own for own, _ in variants.values())
+    step_flops = {name: cost.train_flops * batch + charged * updates[name] for name, cost in costs.items()}
+    steps_mflop = {name: -(-flops // units.MFLOP) for name, flops in step_flops.items()}
     allowance, total, caps = divide(run, max(steps_mflop.values()))
     steps = {name: allowance // mflop for name, mflop in steps_mflop.items()}
     if run.budget.match == "tokens":
         steps = dict.fromkeys(steps, min(steps.values()))
 
     warnings: list[str] = []
-    arms = _arms(run, variants, costs, steps_mflop, steps)
+    arms = _arms(run, variants, costs, updates, step_flops, steps)
     for arm in arms:
         warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
     short = min(arms, key=lambda arm: arm.steps)
@@ -185,7 +187,8 @@ def _arms(
     run: schema.Run,
     variants: dict[str, tuple[schema.Run, Variant]],
     costs: dict[str, Cost],
-    step_mflop: dict[str, int],
+    updates: dict[str, int],
+    step_flops: dict[str, int],
     steps: dict[str, int],
 ) -> list[ArmPlan]:
     seq_len = run.trainer.seq_len
@@ -195,7 +198,7 @@ def _arms(
     def currencies(name: str) -> dict[str, float]:
         cost = costs[name]
         return {
-            "flops": steps[name] * cost.train_flops,
+            "flops": steps[name] * step_flops[name],
             "tokens": steps[name],
             "params": cost.params,
             "active_params": cost.active_params,
@@ -217,7 +220,8 @@ def _arms(
                 train_flops_per_token=cost.train_flops / seq_len,
                 kv_bytes_per_token=cost.kv_bytes / seq_len,
                 decode_flops=cost.decode_flops,
-                step_mflop=step_mflop[name],
+                optimizer_flops=updates[name],
+                step_mflop=-(-step_flops[name] // units.MFLOP),
                 steps=steps[name],
                 tokens=steps[name] * per_step,
                 mismatch={
@@ -329,7 +333,10 @@ def _fingerprint(
     parts: dict[str, Any] = {
         "convention": FLOP_CONVENTION,
         "run": values,
-        "arms": {arm.name: [arm.variant.fingerprint, arm.steps, arm.step_mflop] for arm in arms},
+        "arms": {
+            arm.name: [arm.variant.fingerprint, arm.run.optimizer.args, arm.steps, arm.step_mflop]
+            for arm in arms
+        },
         "allowance": allowance,
         "caps": caps,
         "data": data_fingerprint,

@@ -68,8 +68,6 @@ BOUNDS: dict[str, Bound] = {
     "data.max_bytes": _SIZE,
     "budget.contingency": _SHARE,
     "optimizer.lr": _POSITIVE,
-    "optimizer.eps": _POSITIVE,
-    "optimizer.weight_decay": _SIZE,
     "optimizer.grad_clip": _SIZE,
     "optimizer.warmup": _SHARE,
     "optimizer.decay": Bound(low=0, high=1),

@@ -1,5 +1,7 @@
 """What passes between the parts of a study: arms, plans, trials, results, verdicts. Frozen, JSON-able where stored."""
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -16,7 +18,9 @@ class ArmPlan:
 
     Attributes:
         run: the configuration with the arm's overrides applied.
-        step_mflop: charge of one optimizer step, rounded up.
+        optimizer_flops: FLOPs of the optimizer's own matrix products in one step.
+        step_mflop: charge of one optimizer step, rounded up; with `optimizer_flops` where arms differ in
+            their optimizer.
         tokens: training tokens of one trial.
         mismatch: relative difference to the baseline of what the budget does not match, by currency
             (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`).
@@ -35,6 +39,15 @@ class ArmPlan:
     steps: int
     tokens: int
     mismatch: dict[str, float]
+    optimizer_flops: int = 0
+
+
+def optimizers_differ(runs: Iterable[Run]) -> bool:
+    """Whether a step is charged with the optimizer's own products: where arms differ in their optimizer.
+
+    Elsewhere they are left out, as from FLOP counts in the literature (methodology §A1).
+    """
+    return len({json.dumps([run.optimizer.name, run.optimizer.args], sort_keys=True) for run in runs}) > 1
 
 
 @dataclass(frozen=True, kw_only=True)

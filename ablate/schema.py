@@ -118,13 +118,13 @@ class Budget:
 
 @dataclass
 class Optimizer:
-    """How one trial is optimised. `lr` is the grid centre when the sweep tunes it."""
+    """How one trial is optimised: an entry of the slot `optimizer`, its options, and what all entries share."""
 
     name: str = "???"
+    args: dict[str, Any] = field(default_factory=dict)
+    """Options of the component, complete after composition."""
     lr: float = 3e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-20
-    weight_decay: float = 0.1
+    """Peak learning rate; the centre of the grid when the sweep tunes it."""
     grad_clip: float = 1.0
     warmup: float = 0.05
     """Share of the allowance over which the rate rises linearly."""

@@ -57,6 +57,8 @@ def show(what: Sequence[str], config_dirs: Sequence[Path]) -> Shown:
 
 def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     """Parameter and FLOP table per component, layers, warnings, totals with and without prediction layers."""
+    from ablate import optimization
+
     run = config.load(overrides, config_dirs, require_sweep=False)
     seq_len = run.trainer.seq_len
     if run.model.vocab_size and not any(text.startswith("trainer") for text in overrides):
@@ -65,6 +67,7 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     variant.check(seq_len)
     table = variant.costs(seq_len)
     warnings = variant.warnings(seq_len)
+    optimizer = optimization.flops_per_step(run.optimizer, variant)
     data = {
         "model": run.model.name,
         "fingerprint": variant.fingerprint,
@@ -78,13 +81,16 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
         "prediction_layers": dataclasses.asdict(table.prediction),
         "total_params": table.total.params,
         "total_active_params": table.total.active_params,
+        "optimizer": {"name": run.optimizer.name, "flops_per_step": optimizer},
         "warnings": warnings,
     }
-    return Shown(data, _model_picture(run.model.name, variant, seq_len, table, warnings))
+    beside = f"optimizer/{run.optimizer.name} computes {units.flops(optimizer)} of its own per step"
+    notes = [*warnings, *([beside] if optimizer else [])]
+    return Shown(data, _model_picture(run.model.name, variant, seq_len, table, notes))
 
 
 def _model_picture(
-    name: str, variant: Variant, seq_len: int, costs: CostTable, warnings: Sequence[str]
+    name: str, variant: Variant, seq_len: int, costs: CostTable, remarks: Sequence[str]
 ) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component")
@@ -128,7 +134,7 @@ def _model_picture(
         f"vocabulary {dims.vocab_size:,}; priced at sequences of {seq_len:,} tokens, decoding costs "
         f"{units.flops(costs.total.decode_flops)} per token after that context"
     )
-    notes = [Text.from_markup(f"[yellow]note[/] {escape(text)}") for text in warnings]
+    notes = [Text.from_markup(f"[yellow]note[/] {escape(text)}") for text in remarks]
     return Group(head, Text(), _layers(variant), table, *notes)
 
 

@@ -21,6 +21,7 @@ _ARM_NUMBERS = (
     "steps",
     "tokens",
     "mismatch",
+    "optimizer_flops",
 )
 _PLAN_PARTS = ("run", "arms", "lr_grid", "confirm_seeds", "warnings")
 

@@ -83,7 +83,9 @@ class Tree:
             BadInputError: the key does not exist, or the value has the wrong type or is out of range.
         """
         parts = key.split(".")
-        if parts[0] in schema.SLOT_GROUPS:
+        if parts[0] in schema.SLOT_GROUPS or (
+            parts[0] == "optimizer" and (len(parts) == 1 or parts[1] in ("name", "args"))
+        ):
             return self._set_slot(parts[0], parts[1:], value)
         if parts[0] == "attention":
             return self._set_attention(parts[1:], value)
@@ -121,7 +123,7 @@ class Tree:
             entry = self._entry(slot, str(value), key)
             kept = self.values[slot]
             if kept["name"] != entry.name or rest != ["name"]:
-                self.values[slot] = {"name": entry.name, "args": _defaults(entry.cls.Config)}
+                kept |= {"name": entry.name, "args": _defaults(entry.cls.Config)}
         elif rest == ["args"] and isinstance(value, Mapping):
             self.merge(f"{slot}.args.", value)
         elif len(rest) == 2 and rest[0] == "args":

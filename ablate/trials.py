@@ -12,7 +12,7 @@ CONTRACT = "trial-1"
 """Changes whenever training itself changes, so that results of old code are not taken for those of new."""
 
 _TRAINER = ("device", "precision", "seq_len", "batch_size", "evals")
-_OPTIMIZER = ("betas", "eps", "weight_decay", "grad_clip", "warmup", "decay")
+_OPTIMIZER = ("name", "args", "grad_clip", "warmup", "decay")
 _DATA = ("val_fraction", "val_tokens")
 
 

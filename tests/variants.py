@@ -45,7 +45,9 @@ SLOTS = {
 def make_run(**changes: Any) -> schema.Run:
     """A configuration of a five-layer model with every mechanism; slots are changed by `slot=Slot(...)`."""
     slots = {name: changes.pop(name, schema.Slot(default)) for name, default in SLOTS.items()}
-    return dataclasses.replace(schema.Run(), model=schema.Model(**(SIZES | changes)), **slots)
+    optimizer = changes.pop("optimizer", schema.Optimizer("adamw"))
+    model = schema.Model(**(SIZES | changes))
+    return dataclasses.replace(schema.Run(), model=model, optimizer=optimizer, **slots)
 
 
 def make_variant(**changes: Any) -> Variant:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ablate import units
 from ablate.console import parts
-from ablate.records import ArmPlan, Plan
+from ablate.records import ArmPlan, Plan, optimizers_differ
 
 if TYPE_CHECKING:
     from ablate.detection import Detection
@@ -29,6 +29,8 @@ def plan(plan: Plan, wanted: "Detection | None" = None) -> None:
     console.print(parts.heading("Arms"))
     console.print(_arms(plan, console.width))
     console.print(_equality(plan))
+    if any(arm.optimizer_flops for arm in plan.arms):
+        console.print(_optimizers(plan))
     console.print(parts.heading("Budget"))
     console.print(_budget(plan))
     console.print(parts.heading("Design"))
@@ -107,6 +109,16 @@ def _equality(plan: Plan) -> Text:
         text.append(f", {units.compute(plan.trial_mflop)} per trial")
         text.append(f" (whole steps: up to {shortfall:.1%} less)." if shortfall > 0 else ".")
     return text.append(" Below a figure: its difference to the baseline.", style="dim")
+
+
+def _optimizers(plan: Plan) -> Text:
+    """What optimizers compute for themselves, and whether it is part of the charge."""
+    per_step = plan.run.trainer.seq_len * plan.run.trainer.batch_size
+    shares = {arm.optimizer_flops / (arm.train_flops_per_token * per_step) for arm in plan.arms}
+    of = f"{min(shares):.1%}" if len(shares) == 1 else f"{min(shares):.1%} to {max(shares):.1%}"
+    differ = optimizers_differ(arm.run for arm in plan.arms)
+    charge = "charged, because arms differ in it" if differ else "not charged, because arms share it"
+    return Text(f"The optimizer's own matrix products: {of} of the model's, {charge}.")
 
 
 def _budget(plan: Plan) -> Table:

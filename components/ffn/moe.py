@@ -44,6 +44,7 @@ class MixtureOfExperts(FFN):
         self.router = router
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * f, d).normal_(0.0, std))
         self.down = nn.Parameter(torch.empty(experts, d, f).normal_(0.0, std))
+        self.row_blocks = {"gate_up": 2}
         shared = dims.n_shared_experts
         self.shared = Expert(d, shared * f, self.limit, std) if shared else None
 

@@ -40,6 +40,7 @@ class Expert(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(2 * width, hidden).normal_(0.0, std))
         self.down = nn.Parameter(torch.empty(hidden, width).normal_(0.0, std))
         self.limit = limit
+        self.row_blocks = {"gate_up": 2}
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return F.linear(clamped_swiglu(F.linear(x, self.gate_up), self.limit), self.down)

@@ -21,6 +21,9 @@ from components import registry
         ("model.hid", "model.hidden_size="),
         ("sweep.confirm.r", "sweep.confirm.replicates="),
         ("budget.match=t", "budget.match=tokens"),
+        ("optimizer=m", "optimizer=muon"),
+        ("optimizer.l", "optimizer.lr="),
+        ("optimizer.args.newton", "optimizer.args.newton_schulz="),
     ],
 )
 def test_completion(incomplete: str, expected: str) -> None:

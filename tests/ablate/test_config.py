@@ -30,7 +30,7 @@ def test_every_shipped_model_composes(model: str) -> None:
     assert config.load([f"model={model}"], require_sweep=False).model.name == model
 
 
-@pytest.mark.parametrize("slot", schema.SLOT_GROUPS)
+@pytest.mark.parametrize("slot", [*schema.SLOT_GROUPS, "optimizer"])
 def test_registry_entries_are_options_of_their_slot(slot: str) -> None:
     for entry in registry.entries(slot):
         run = config.load([f"{slot}={entry.name}"], require_sweep=False)
@@ -64,7 +64,7 @@ def test_component_options_are_typed() -> None:
         ("data.files=[a/*.txt,b.txt]", ["a/*.txt", "b.txt"]),
         ("data.files=one.txt", ["one.txt"]),
         ("data.source=a (copy)", "a (copy)"),
-        ("optimizer.betas=[0.5,1]", [0.5, 1.0]),
+        ("optimizer.args.beta2=1e-1", 0.1),
         ("trainer.batch_size=1e1", 10),
         ("tracking.uri=null", None),
         ("model={hidden_size: 32}", None),
@@ -111,6 +111,16 @@ BAD = [
     (["sweep=smoke", "seed=range(1,3)"], ["seed=range(1,3)", "several values"]),
     (["sweep=smoke", "model.hidden_size=-3"], ["model.hidden_size=-3", "at least 1"]),
     (["sweep=smoke", "model.hidden_size=2.5"], ["model.hidden_size=2.5", "an integer"]),
+    (["sweep=smoke", "optimizer=moun"], ["optimizer=moun", "'muon'", "adamw"]),
+    (
+        ["sweep=smoke", "optimizer=muon", "optimizer.args.momentom=0.9"],
+        ["optimizer.args.momentom=0.9", "'optimizer.args.momentum'"],
+    ),
+    (["sweep=smoke", "optimizer.args.newton_schulz=hybrid"], ["newton_schulz=hybrid", "optimizer/adamw"]),
+    (["sweep=smoke", "optimizer=muon", "optimizer.args.momentum=1"], ["momentum=1.0", "below 1"]),
+    (["sweep=smoke", "optimizer=muon", "optimizer.args.newton_schulz=cubic"], ["'cubic'", "hybrid, quintic"]),
+    (["sweep=smoke", "sweep.arms.x={optimizer: moun}"], ["optimizer=moun", "arm 'x'", "'muon'"]),
+    (["sweep=smoke", "sweep.arms.x={optimizer.lr: 1.0}"], ["optimizer.lr=1.0", "arm 'x'", "tuned"]),
     (["sweep=smoke", "optimizer.lr=nan"], ["optimizer.lr=nan", "finite"]),
     (["sweep=smoke", "optimizer.lr=[1,2"], ["optimizer.lr=[1,2", "cannot be read"]),
     (["sweep=smoke", "tracking.enabled=3"], ["tracking.enabled=3", "true or false"]),
@@ -192,6 +202,28 @@ def test_arms_apply_names_before_options() -> None:
         run, {"residual": {"name": "mhc", "args": {"hc_mult": 2}}, "model": {"sliding_window": 8}}
     )
     assert (nested.residual, nested.model.sliding_window) == (arm.residual, 8)
+
+
+def test_an_arm_changes_the_optimizer_and_keeps_what_all_share() -> None:
+    run = config.load(["optimizer.lr=0.02", "optimizer.args.beta1=0.8"], require_sweep=False)
+    arm = config.apply_arm(
+        run, {"optimizer": "muon", "optimizer.args.momentum": 0.9, "optimizer.warmup": 0.1}
+    )
+    assert (arm.optimizer.name, arm.optimizer.lr, arm.optimizer.warmup) == ("muon", 0.02, 0.1)
+    assert (arm.optimizer.args["momentum"], arm.optimizer.args["beta1"]) == (0.9, 0.9)
+    nested = config.apply_arm(run, {"optimizer": {"warmup": 0.1, "args": {"momentum": 0.9}, "name": "muon"}})
+    assert nested.optimizer == arm.optimizer
+    assert run.optimizer.args["beta1"] == 0.8
+
+
+def test_a_users_preset_names_its_optimizer(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "short.yaml").write_text(
+        "name: muon\nargs: {newton_schulz: quintic}\nlr: 0.01\n"
+    )
+    settings = config.load(["optimizer=short"], [tmp_path], require_sweep=False).optimizer
+    assert (settings.name, settings.args["newton_schulz"], settings.lr) == ("muon", "quintic", 0.01)
+    assert settings.args["momentum"] == 0.95  # the component's default
 
 
 def test_composition_leaves_a_surrounding_hydra_application_alone() -> None:

@@ -1,6 +1,7 @@
 """Plans: every shipped sweep is priced, budgets are divided exactly, and what cannot work is refused with numbers."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablate import config, planning, units
+from ablate import config, planning, stored, trials, units
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import Plan
@@ -138,3 +139,57 @@ def test_arms_keep_their_own_configuration(tmp_path: Path) -> None:
     assert plan.arm("csa").run.model.compress_ratios == "csa@4*4"
     assert plan.baseline.mismatch == dict.fromkeys(plan.baseline.mismatch, 0.0)
     assert dataclasses.asdict(plan.arm("plain").run.data) == dataclasses.asdict(plan.run.data)
+
+
+def _newton_schulz(rows: int, columns: int, steps: int) -> int:
+    """Three products per step: X X^T, its square, and both times X."""
+    n, m = min(rows, columns), max(rows, columns)
+    return steps * (2 * n * n * m + 2 * n * n * n + 2 * n * n * m)
+
+
+def test_arms_that_differ_in_their_optimizer_pay_for_its_products(tmp_path: Path) -> None:
+    short = "{optimizer: {name: muon, args: {newton_schulz: quintic}}}"
+    plan = _plan(
+        tmp_path,
+        *("residual=prenorm", "ffn=swiglu", "output_projection=dense", "model.compress_ratios=dense*4"),
+        *("~sweep.arms.csa", "~sweep.arms.sliding_window", "sweep.arms.plain={}", "sweep.baseline=plain"),
+        *("sweep.arms.muon={optimizer: muon}", f"sweep.arms.short={short}", "budget.per_trial=1e12"),
+    )
+    dims, tokens = plan.baseline.variant.dims, plan.run.trainer.seq_len * plan.run.trainer.batch_size
+    heads, keys = dims.num_attention_heads * dims.head_dim, dims.num_key_value_heads * dims.head_dim
+    d, f = dims.hidden_size, dims.moe_intermediate_size * (dims.num_experts_per_tok + dims.n_shared_experts)
+    matrices = [(heads, d), (keys, d), (keys, d), (d, heads), (f, d), (f, d), (d, f)] * 4
+    training = plan.baseline.train_flops_per_token * tokens
+    assert plan.baseline.optimizer_flops == 0
+    assert plan.baseline.step_mflop == math.ceil(training / 1e6)
+    for name, steps in (("muon", 10), ("short", 5)):
+        arm, own = plan.arm(name), sum(_newton_schulz(*shape, steps) for shape in matrices)
+        assert arm.optimizer_flops == own
+        assert arm.step_mflop == math.ceil((training + own) / 1e6)
+        assert arm.steps == plan.trial_mflop // arm.step_mflop < plan.baseline.steps
+        assert arm.run.optimizer.name == "muon"
+
+
+def test_arms_that_share_their_optimizer_do_not_pay_for_it(tmp_path: Path) -> None:
+    shared, plain = _plan(tmp_path, "optimizer=muon"), _plan(tmp_path)
+    assert [arm.step_mflop for arm in shared.arms] == [arm.step_mflop for arm in plain.arms]
+    assert all(arm.optimizer_flops > 0 for arm in shared.arms)
+    assert shared.fingerprint != plain.fingerprint
+
+
+def test_trials_of_different_optimizers_are_different_trials(tmp_path: Path) -> None:
+    def fingerprint(*overrides: str) -> str:
+        plan = _plan(tmp_path, *overrides)
+        return trials.spec_for(plan, plan.baseline, "search", 0, 0, 1e-3).fingerprint
+
+    changes = (["optimizer=muon"], ["optimizer=lion"], ["optimizer.args.beta1=0.8"], ["optimizer.warmup=0.1"])
+    found = {fingerprint(), *(fingerprint(*change) for change in changes)}
+    assert len(found) == 1 + len(changes)
+    assert fingerprint("optimizer.lr=0.1") == fingerprint()  # the trial has its own
+
+
+def test_twins_are_told_by_their_optimizer(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, "sweep.arms.b={optimizer: muon}")
+    assert stored.plan_from_text(stored.plan_to_text(plan)) == plan
+    with pytest.raises(BadInputError, match=r"sweep\.arms\.c"):
+        _plan(tmp_path, "sweep.arms.b={optimizer: muon}", "sweep.arms.c={optimizer.name: muon}")

@@ -204,5 +204,5 @@ def test_parameters_are_what_tells_arms_apart():
     params = tracking_runs.arm_params(study_views.plan())
     assert params["v4"]["compress_ratios"] == "swa,csa@4,hca@16,csa@4"
     assert params["v4"]["residual"] == "mhc"
-    assert "optimizer.betas" not in params["v4"]
+    assert "optimizer.grad_clip" not in params["v4"]
     assert tracking_runs.differing_params(study_views.plan()) == ["compress_ratios"]

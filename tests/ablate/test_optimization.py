@@ -1,0 +1,68 @@
+"""Optimizers as a trial drives them: the rate, clipping, saving and loading, for every entry alike."""
+
+from typing import Any
+
+import pytest
+import torch
+import variants
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from ablate import optimization, schema
+from ablate.model import LanguageModel
+from components import registry
+
+NAMES = [entry.name for entry in registry.entries("optimizer")]
+
+
+def _built(name: str) -> tuple[LanguageModel, torch.optim.Optimizer]:
+    """A model with gradients, and an optimizer for it."""
+    torch.manual_seed(0)
+    model = LanguageModel(variants.make_variant())
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    return model, optimization.build(model, schema.Optimizer(name, lr=1e-3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rate_reaches_every_group_as_a_share_of_its_peak(name: str) -> None:
+    _, optimizer = _built(name)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    assert peaks == pytest.approx([1e-4 if name == "lion" else 1e-3] * len(peaks))
+    optimization.set_rate(optimizer, 0.25)
+    optimization.set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5 * peak for peak in peaks]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_rate_nothing_moves(name: str) -> None:
+    model, optimizer = _built(name)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimization.set_rate(optimizer, 0.0)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_can_be_clipped_in_mixed_precision(name: str, precision: Any) -> None:
+    model, optimizer = _built(name)
+    MixedPrecision(precision, "cpu").clip_gradients(optimizer, 1.0)
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_goes_on_bit_for_bit(name: str) -> None:
+    """What is counted in groups included, as the library does that Lion is from."""
+    (one, first), (other, second) = _built(name), _built(name)
+    for _ in range(3):
+        first.step()
+    other.load_state_dict(one.state_dict())
+    tensors, rest = optimization.state_tensors(first)
+    optimization.load_state(second, {name: tensor.clone() for name, tensor in tensors.items()}, rest)
+    for optimizer in (first, second):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+    assert [group.get("step") for group in first.param_groups] == [
+        group.get("step") for group in second.param_groups
+    ]
