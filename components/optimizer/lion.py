@@ -20,18 +20,18 @@ class Lion(Optimizer):
 
     A sign is longer than what Adam divides, so that the paper takes rates of a third to a tenth of AdamW's
     with weight decay larger by as much. The factor s = `lr_scale` stands for that: the tuned `optimizer.lr`
-    then has about the same optimum as for AdamW, and arms share one grid.
+    then has about the same optimum as for AdamW, and arms share one grid. Short runs want the upper end.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         """Options of `optimizer/lion`."""
 
-        lr_scale: float = searchable(0.1, low=0.03, high=1.0, log=True)
+        lr_scale: float = searchable(0.3, low=0.1, high=1.0, log=True)
         """Its learning rate as a multiple of `optimizer.lr`."""
         beta1: float = searchable(0.9, low=0.8, high=0.98)
         beta2: float = searchable(0.99, low=0.9, high=0.999)
-        weight_decay: float = searchable(1.0, low=0.1, high=10.0, log=True)
+        weight_decay: float = searchable(0.3, low=0.03, high=3.0, log=True)
         decayed: str = searchable("matrices", choices=DECAYED)
         """What weight decay acts on: `matrices` (tensors of two or more axes), or `all` parameters."""
 

@@ -15,7 +15,7 @@ import pytest
 import study_views
 from rich.console import Console
 
-from ablate import console, stats, units
+from ablate import console, schema, stats, units
 from ablate.console import live_screen, log_lines, parts, plan_screen
 from ablate.detection import detection
 from ablate.errors import BadInputError
@@ -141,6 +141,27 @@ def test_the_plan_says_what_is_equal_where_tokens_are(capsys: pytest.CaptureFixt
     text = printed(capsys)
     assert "Equal between arms: training tokens, 205k per trial." in spaced(text)
     assert text.count("+25.0%") == len(arms) - 1
+
+
+def test_the_plan_says_whether_optimizers_pay_for_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = study_views.plan()
+    tokens = plan.run.trainer.seq_len * plan.run.trainer.batch_size
+
+    def shown(*names: str) -> str:
+        arms = [
+            dataclasses.replace(
+                arm,
+                run=dataclasses.replace(arm.run, optimizer=schema.Optimizer(name)),
+                optimizer_flops=round(0.25 * arm.train_flops_per_token * tokens) if name == "muon" else 0,
+            )
+            for arm, name in zip(plan.arms, names, strict=False)
+        ]
+        console.plan(dataclasses.replace(plan, arms=tuple(arms)))
+        return spaced(printed(capsys))
+
+    assert "0.0% to 25.0% of the model's, charged, because arms differ" in shown("adamw", "muon")
+    assert "25.0% of the model's, not charged, because arms share it" in shown("muon", "muon")
+    assert "own matrix products" not in shown("adamw", "adamw")
 
 
 def test_the_plan_answers_what_an_effect_takes(capsys: pytest.CaptureFixture[str]) -> None:

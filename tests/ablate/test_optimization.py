@@ -6,9 +6,11 @@ import pytest
 import torch
 import variants
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils.flop_counter import FlopCounterMode
 
-from ablate import optimization, schema
+from ablate import config, optimization, schema, show
 from ablate.model import LanguageModel
+from ablate.variant import Variant
 from components import registry
 
 NAMES = [entry.name for entry in registry.entries("optimizer")]
@@ -27,10 +29,24 @@ def _built(name: str) -> tuple[LanguageModel, torch.optim.Optimizer]:
 def test_the_rate_reaches_every_group_as_a_share_of_its_peak(name: str) -> None:
     _, optimizer = _built(name)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    assert peaks == pytest.approx([1e-4 if name == "lion" else 1e-3] * len(peaks))
+    assert peaks == pytest.approx([3e-4 if name == "lion" else 1e-3] * len(peaks))
     optimization.set_rate(optimizer, 0.25)
     optimization.set_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5 * peak for peak in peaks]
+
+
+def test_a_model_is_shown_with_what_its_optimizer_computes() -> None:
+    one, other = (
+        show.model(["model=micro", f"optimizer={name}"]).data["optimizer"] for name in ("muon", "adamw")
+    )
+    assert other == {"name": "adamw", "flops_per_step": 0}
+    run = config.load(["model=micro"], require_sweep=False)
+    model = LanguageModel(Variant.from_run(run, run.data.vocab_size))
+    with FlopCounterMode(display=False) as counter:
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimization.build(model, schema.Optimizer("muon")).step()
+    assert one == {"name": "muon", "flops_per_step": counter.get_total_flops()}
 
 
 @pytest.mark.parametrize("name", NAMES)

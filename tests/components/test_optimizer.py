@@ -233,12 +233,12 @@ def test_a_matrix_without_a_gradient_stays() -> None:
     assert not torch.equal(model[0].weight, before["0.weight"])
 
 
-def test_lion_is_its_formula_at_a_tenth_of_the_rate() -> None:
+def test_lion_is_its_formula_at_a_share_of_the_rate() -> None:
     model, lr = nn.Linear(5, 4).double(), 0.03
     weights = copies(model)
     momenta = {name: torch.zeros_like(w) for name, w in weights.items()}
     entry = registry.get("optimizer", "lion")
-    built = optimizer_class("lion").build(entry.config(), model, lr)
+    built = optimizer_class("lion").build(entry.config({"lr_scale": 0.1, "weight_decay": 1.0}), model, lr)
     for _ in range(3):
         for name, p in model.named_parameters():
             p.grad = torch.randn_like(p)
