@@ -31,6 +31,7 @@ _STATUS = {
 }
 _UNVARIED = ("sweep", "budget", "launcher", "tracking", "home", "plugins", "data")
 _VALUE_LENGTH = 500
+_NOTE_LENGTH = 19_000  # of the 20,000 characters that MLflow takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +250,14 @@ def _study(view: StudyView) -> RunContent:
 
 
 def note(view: StudyView) -> str:
-    """The experiment's note in Markdown: the question, then a line per verdict."""
-    lines = [f"**{plain(view.plan.question)}**", "", f"Study `{view.name}`, {view.state}."]
-    if view.verdicts:
-        lines += ["", *(f"- {plain(verdict.sentence)}" for verdict in view.verdicts)]
+    """The experiment's note in Markdown: the question, then a line per verdict, as many as MLflow takes."""
+    lines = [f"**{plain(_text(view.plan.question))}**", "", f"Study `{view.name}`, {view.state}."]
+    lines += [""] if view.verdicts else []
+    for shown, verdict in enumerate(view.verdicts):
+        lines.append(f"- {plain(_text(verdict.sentence))}")
+        if len("\n".join(lines)) > _NOTE_LENGTH:
+            lines[-1] = f"- and {len(view.verdicts) - shown} more"
+            break
     return "\n".join(lines)
 
 

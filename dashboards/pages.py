@@ -5,9 +5,8 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,8 +29,8 @@ from dashboards.sparkline import polyline
 HERE = Path(__file__).parent
 SECTIONS = ("status", "verdicts", "arms", "running", "ledger", "trials", "people")
 FIGURES = {
-    "forest": "Difference to the baseline",
-    "loss_vs_flops": "Loss against compute",
+    "forest": "Difference to the baseline; left is better",
+    "loss_vs_flops": "Loss against compute, second half (double click: all)",
     "loss_vs_lr": "Loss against learning rate",
     "budget_bar": "Compute by phase",
 }
@@ -99,7 +98,6 @@ class Pages:
             sections=sections,
             version=_version(sections),
             figures_version=_figures_version(view),
-            figures=self._figures(view),
             titles=FIGURES,
             comparisons=tracking.PAGES,
             facts=standing.arm_facts(view.plan),
@@ -129,10 +127,12 @@ class Pages:
     def figure(self, request: Request) -> Response:
         """A Plotly figure as JSON."""
         view = self._view(request)
-        make = self._figures(view).get(request.path_params["figure"])
-        if make is None:
-            raise BadInputError(f"There is no figure named '{request.path_params['figure']}'.")
-        figure = make()
+        name = request.path_params["figure"]
+        if name not in FIGURES:
+            raise BadInputError(f"There is no figure named '{name}'.")
+        from ablate import figures  # plotly takes its time, and no page needs it
+
+        figure = getattr(figures, name)(view)
         table = jsonable(tables.rows(figure))
         return Response(
             f'{figure.to_json()[:-1]}, "table": {json.dumps(table)}}}', media_type="application/json"
@@ -197,22 +197,6 @@ class Pages:
             "polyline": polyline,
         }
         return {name: _environment.get_template(f"_{name}.html.j2").render(context) for name in SECTIONS}
-
-    def _figures(self, view: StudyView) -> dict[str, Callable[[], Any]]:
-        """Figures that have something to show now, and how to make them."""
-        ready = {
-            "forest": bool(view.verdicts),
-            "loss_vs_flops": any(row.result for row in view.trials),
-            "loss_vs_lr": bool(view.lr_curves),
-            "budget_bar": bool(view.accounts),
-        }
-        return {name: partial(_draw, name, view) for name in FIGURES if ready[name]}
-
-
-def _draw(name: str, view: StudyView) -> Any:
-    from ablate import figures  # plotly takes its time, and no page needs it
-
-    return getattr(figures, name)(view)
 
 
 def error_page(request: Request, error: Exception) -> Response:

@@ -29,32 +29,23 @@ const resized = new ResizeObserver((entries) => {
   }
 });
 
-// The page's own colours, so that charts follow the light or dark setting.
-function themed(layout) {
-  const style = getComputedStyle(document.documentElement);
-  const ink = style.getPropertyValue("--ink"), line = style.getPropertyValue("--line");
-  const axes = {};
-  for (const key of Object.keys(layout).concat("xaxis", "yaxis")) {
-    if (/^[xy]axis\d*$/.test(key)) {
-      axes[key] = { ...layout[key], gridcolor: line, zerolinecolor: style.getPropertyValue("--quiet"), linecolor: line };
-    }
-  }
-  return {
-    ...layout, ...axes,
-    title: undefined, autosize: true, width: undefined, height: undefined,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { ...layout.font, color: ink },
-    legend: { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -0.2, yanchor: "top", bgcolor: "rgba(0,0,0,0)", font: { color: ink } },
-    margin: { l: 56, r: 16, t: 16, b: 90 },
-  };
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+// A part of a figure with every colour replaced; names and numbers are left alone.
+function recoloured(value, colours, key = "") {
+  if (typeof value === "string") return /color$/i.test(key) ? colours[value] ?? value : value;
+  if (Array.isArray(value)) return value.map((item) => recoloured(item, colours, key));
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, recoloured(v, colours, k)]));
 }
 
-const withMargins = (layout) => {
-  for (const key of Object.keys(layout)) {
-    if (/^yaxis\d*$/.test(key)) layout[key].automargin = true;
-  }
-  return layout;
-};
+// As drawn, in the page's font, on the page's card, in its light or dark colours.
+function dressed(spec) {
+  const { data, layout } = recoloured({ data: spec.data, layout: spec.layout }, dark.matches ? spec.layout.meta.dark : {});
+  const own = { autosize: true, height: undefined, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+  const family = getComputedStyle(document.body).fontFamily;
+  return [data, { ...layout, ...own, font: { ...layout.font, family } }];
+}
 
 async function draw(state) {
   if (state === drawn) return;
@@ -63,17 +54,17 @@ async function draw(state) {
     const place = figure.querySelector(".plot");
     try {
       const answer = await fetch(`${base}/figures/${figure.dataset.figure}.json`);
-      figure.hidden = answer.status === 404;
-      if (answer.status === 404) continue;
       const spec = await answer.json();
       if (!answer.ok) throw new Error(spec.error);
       table(figure.querySelector("[data-table]"), spec.table);
       const Plotly = await loadPlotly();
       place.classList.remove("failed");
-      await Plotly.react(place, spec.data, withMargins(themed(spec.layout)), { displayModeBar: false });
+      place.style.height = `${spec.layout.height}px`;
+      await Plotly.react(place, ...dressed(spec), { displayModeBar: false });
       resized.observe(place);
     } catch (error) {
       place.classList.add("failed");
+      place.style.height = "";
       place.textContent = `This chart cannot be drawn: ${error.message}`;
     }
   }
@@ -138,7 +129,7 @@ async function update() {
 
 draw(root.dataset.figures);
 setTimeout(update, 1000);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+dark.addEventListener("change", () => {
   const state = drawn;
   drawn = "";
   draw(state);

@@ -206,3 +206,15 @@ def test_parameters_are_what_tells_arms_apart():
     assert params["v4"]["residual"] == "mhc"
     assert "optimizer.grad_clip" not in params["v4"]
     assert tracking_runs.differing_params(study_views.plan()) == ["compress_ratios"]
+
+
+def test_a_note_of_any_study_fits_into_mlflow(home: Home):
+    arms = {"b" * 10_000: "dense*4"} | {f"{i:02d}" + "_" * 10_000: "swa*4" for i in range(50)}
+    view = study_views.view(name="long-1", arms=arms, question="Q" * 10_000, replicates=1)
+    note = tracking_runs.note(view)
+    assert len(note) <= 20_000
+    shown = note.count("\n- ") - 1
+    assert 0 < shown < 50
+    assert note.endswith(f"- and {50 - shown} more")
+    few = dataclasses.replace(view, trials=view.trials[:2], verdicts=view.verdicts[:2])
+    assert Exporter(home, TRACKING).sync(few) > 0
