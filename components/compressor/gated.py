@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.compressor.blocks import BlockCompressor, slots, streams
-from components.precision import at_least_float32
+from components.precision import at_least_float32, full_precision
 from components.registry import register
 from components.spec import Cost, NoOptions, Site
 
@@ -21,7 +21,7 @@ class Gated(BlockCompressor):
     with `softmax(Z)`, for every channel by itself, over the m tokens of block i. With `layer.overlap` there
     are two sets of `C` and `Z`, and entry i pools 2m values at once: block i's own, and what block i-1 gives
     to the next. Then RMS norm with a weight, and rotation at position i*m. Tokens after the last complete
-    block have no entry. Gates and pooling are in at least 32 bits.
+    block have no entry. All of it is in at least 32 bits.
 
     Attributes:
         kv: [o*c, d], o = 2 with overlap, else 1.
@@ -45,13 +45,14 @@ class Gated(BlockCompressor):
 
     def project(self, x: Float[Tensor, "b s d"]) -> tuple[Tensor, Tensor]:
         """Values and gates."""
-        return F.linear(x, self.kv), F.linear(x, self.gate)
+        x = at_least_float32(x)
+        with full_precision(x):
+            return F.linear(x, self.kv.to(x.dtype)), F.linear(x, self.gate.to(x.dtype))
 
     def pool(self, projected: Sequence[Float[Tensor, "b t m oc"]]) -> Float[Tensor, "b t c"]:
         """Softmax-weighted means of values."""
         values, gates = projected
-        gates = at_least_float32(gates) + self.ape
-        weights = slots(gates, self.overlap, missing=-torch.inf).softmax(dim=2)
+        weights = slots(gates + self.ape, self.overlap, missing=-torch.inf).softmax(dim=2)
         return (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2)
 
     @staticmethod

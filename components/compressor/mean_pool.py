@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.compressor.blocks import BlockCompressor, slots, streams
+from components.precision import at_least_float32, full_precision
 from components.registry import register
 from components.spec import Cost, NoOptions, Site
 
@@ -35,7 +36,9 @@ class MeanPool(BlockCompressor):
 
     def project(self, x: Float[Tensor, "b s d"]) -> tuple[Tensor]:
         """Values."""
-        return (F.linear(x, self.kv),)
+        x = at_least_float32(x)
+        with full_precision(x):
+            return (F.linear(x, self.kv.to(x.dtype)),)
 
     def pool(self, projected: Sequence[Float[Tensor, "b t m oc"]]) -> Float[Tensor, "b t c"]:
         """Means of values."""

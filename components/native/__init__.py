@@ -22,8 +22,12 @@ def available() -> bool:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels compute on these: float32, on the CPU, for real."""
-    return available() and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    """Whether the kernels compute on these: float32, on the CPU, for real.
+
+    Not under automatic mixed precision: products between the kernels would then come in half precision.
+    """
+    wide = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return available() and wide and not torch.is_autocast_enabled("cpu")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.precision import at_least_float32
+from components.precision import at_least_float32, full_precision
 from components.registry import register
 from components.residual.streams import read_streams, stream_cost
 from components.slots import Collapse, Residual
@@ -31,7 +31,8 @@ class DepthQuery(nn.Module):
         """Weighted sum of streams."""
         wide = at_least_float32(state).flatten(0, 1)
         inverse_rms = torch.rsqrt(wide.square().mean(-1) + self.eps)
-        scores = F.linear(wide, self.query.to(wide.dtype).unsqueeze(0)).squeeze(-1) * inverse_rms
+        with full_precision(wide):
+            scores = F.linear(wide, self.query.to(wide.dtype).unsqueeze(0)).squeeze(-1) * inverse_rms
         return read_streams(state, scores.softmax(-1))
 
 

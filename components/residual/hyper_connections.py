@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from components.precision import at_least_float32
+from components.precision import at_least_float32, full_precision
 from components.registry import register
 from components.residual.collapse import HC_HEADS, build_head, check_head, head_cost
 from components.residual.streams import read_streams, stream_cost, write_streams
@@ -81,7 +81,8 @@ class HyperConnections(Residual):
         streams = at_least_float32(state).flatten(0, 1)
         n = streams.shape[1]
         inverse_rms = torch.rsqrt(streams.square().mean(-1, keepdim=True) + self.eps)
-        gates = torch.tanh(streams @ self.theta.T.to(streams.dtype) * inverse_rms)
+        with full_precision(streams):
+            gates = torch.tanh(streams @ self.theta.T.to(streams.dtype) * inverse_rms)
         pre = self.scale[0] * gates[..., 0] + self.base_pre
         post = self.scale[1] * gates[..., 1] + self.base_post
         res = self.scale[2] * gates[..., 2:].transpose(1, 2) + self.base_res.view(n, n)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from components.precision import at_least_float32
+from components.precision import at_least_float32, full_precision
 from components.spec import Site
 
 
@@ -32,4 +32,5 @@ class Mapping(nn.Module):
         """One column per token, so that everything after it runs along tokens."""
         flat = at_least_float32(state).flatten(2).flatten(0, 1)
         inverse_rms = torch.rsqrt(flat.square().mean(-1) + self.eps)
-        return (self.fn.to(flat.dtype) @ flat.T) * inverse_rms
+        with full_precision(flat):
+            return (self.fn.to(flat.dtype) @ flat.T) * inverse_rms

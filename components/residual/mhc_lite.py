@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from components.precision import full_precision
 from components.registry import register
 from components.residual.collapse import HC_HEADS, build_head, check_head, head_cost
 from components.residual.mapping import Mapping
@@ -97,7 +98,8 @@ class ManifoldHyperConnectionsLite(Mapping, Residual):
         pre = torch.sigmoid(self.scale[0] * z[:n] + base[:n]) + self.config.hc_eps
         post = 2 * torch.sigmoid(self.scale[1] * z[n : 2 * n] + base[n : 2 * n])
         shares = (self.scale[2] * z[2 * n :] + base[2 * n :]).softmax(0)
-        comb = (_permutations(n).to(shares).flatten(1).T @ shares).unflatten(0, (n, n))
+        with full_precision(shares):
+            comb = (_permutations(n).to(shares).flatten(1).T @ shares).unflatten(0, (n, n))
         mixing = torch.cat([comb, post.unsqueeze(0)]).permute(2, 1, 0).contiguous()
         return read_streams(state, pre.T.contiguous()), mixing
 

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from components import native
 from components.native import streams as fused
+from components.precision import full_precision
 from components.spec import Cost
 
 
@@ -47,10 +48,12 @@ def write_streams(
     Args:
         mixing: per token, rows are new streams; columns are the n old streams, then the branch (p = n + 1).
     """
+    y = y.to(state.dtype)
     if native.takes(state, y, mixing):
         return fused.write(state.flatten(0, 1), y.flatten(0, 1), mixing).view_as(state)
     sources = torch.cat([state, y.unsqueeze(2)], dim=2).flatten(0, 1)
-    return torch.bmm(mixing.to(state.dtype), sources).view_as(state)
+    with full_precision(sources):
+        return torch.bmm(mixing.to(state.dtype), sources).view_as(state)
 
 
 def stream_cost(params: int, mapping: int, reading: int, seq_len: int) -> Cost:

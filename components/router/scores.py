@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.precision import at_least_float32
+from components.precision import at_least_float32, full_precision
 from components.slots import Aux, Router
 from components.spec import Cost, Site
 
@@ -29,7 +29,8 @@ class Gate(Router):
     def scores(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m e"]:
         """Affinities in at least 32 bits."""
         x = at_least_float32(x)
-        return F.softplus(F.linear(x, self.weight.to(x.dtype))).sqrt()
+        with full_precision(x):
+            return F.softplus(F.linear(x, self.weight.to(x.dtype))).sqrt()
 
     def weights(self, scores: Float[Tensor, "m e"], chosen: Int[Tensor, "m k"]) -> Float[Tensor, "m k"]:
         """Scores of the chosen experts, summing to `routed_scaling_factor`."""
