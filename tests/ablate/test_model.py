@@ -156,6 +156,24 @@ def test_loss_is_mean_nats_and_aux_is_named_by_layer() -> None:
     assert model(tokens).loss is None
 
 
+def test_hash_routing_follows_each_token_itself() -> None:
+    """Other experts for one token id in the last layer move what its positions say, and nothing else."""
+    change: dict[str, Any] = {"num_hash_layers": 5, "router": Slot("hash"), "num_nextn_predict_layers": 1}
+    model = randomise(LanguageModel(make_variant(**change))).eval()
+    tokens = torch.randperm(31, generator=torch.Generator().manual_seed(0))[None, :20]
+    further: list[Tensor] = []
+    model.mtp.register_forward_hook(lambda _, arguments, found: further.append(found[0][0]))
+    with torch.no_grad():
+        before = model(tokens, tokens).logits
+        for router, shift in ((model.layers[-1].ffn.router, 0), (model.mtp[0].block.ffn.router, 1)):
+            router.tid2eid[tokens[0, 7]] = (router.tid2eid[tokens[0, 7]] + 1) % 4
+            after = model(tokens, tokens).logits
+            pair = (before, after) if shift == 0 else further[-2:]
+            moved = (pair[0] - pair[1]).abs().amax(-1)[0] > 1e-9
+            assert moved.nonzero().flatten().tolist() == [7 - shift]
+            before = after
+
+
 def test_after_step_balances_learned_routers_only() -> None:
     model = build_model(make_variant())
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -5,11 +5,12 @@ from typing import cast
 
 import pytest
 import torch
-from attention_sites import LAYERS, inputs, make_attention, make_site
+from attention_sites import LAYERS, inputs, make_attention, make_part, make_site
 from torch import Tensor
 
 from components.attention import core, trunk
 from components.attention.core import Blocks, joint_attention
+from components.attention.csa import CompressedSparseAttention
 from components.attention.dense import DenseAttention
 from components.attention.hca import HeavilyCompressedAttention
 from components.attention.trunk import Trunk
@@ -181,7 +182,8 @@ def test_the_grouping_in_use_is_linear_in_the_sequence() -> None:
     assert Blocks.best(50, 64) == Blocks.whole(50)
 
 
-def test_scores_are_scaled_by_the_head_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("yarn", [1.0, 16.0])
+def test_scores_are_scaled_by_the_head_size_alone(monkeypatch: pytest.MonkeyPatch, yarn: float) -> None:
     seen: list[Tensor] = []
 
     def spy(queries: Tensor, *rest: Tensor) -> Tensor:
@@ -191,6 +193,7 @@ def test_scores_are_scaled_by_the_head_size_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(trunk, "joint_attention", spy)
     site = make_site("csa")
     layer, x = make_attention(site), inputs(site, 20)
+    layer.position = make_part("position", site, yarn_factor=yarn)
     before = layer(x)[0]
     torch.testing.assert_close(
         seen[0].square().mean(-1), torch.ones(2, 20, 4, dtype=torch.float64), rtol=1e-3, atol=0
@@ -207,6 +210,32 @@ def test_selections_do_not_depend_on_the_size_of_the_query_latent() -> None:
     with torch.no_grad():
         cast(Trunk, layer).q_a.mul_(3)
     torch.testing.assert_close(layer(x)[0], before, rtol=1e-4, atol=1e-6)
+
+
+def test_the_indexer_reads_the_normed_query_latent() -> None:
+    """Scores are linear in the latent, so that its length alone would change no choice; the weight does."""
+    site = make_site("csa")
+    layer, x = make_attention(site), inputs(site, 41)
+    assert isinstance(layer, CompressedSparseAttention)
+    read: list[Tensor] = []
+    layer.indexer.register_forward_pre_hook(lambda _, arguments: read.append(arguments[1]))
+    layer(x)
+    torch.testing.assert_close(read[0], rms_norm(x @ layer.q_a.T, layer.q_a_norm, layer.eps))
+
+
+def test_no_entry_that_a_query_has_not_chosen_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site("csa")
+    layer, x = make_attention(site), inputs(site, 41, batch=1)
+    assert isinstance(layer, CompressedSparseAttention)
+    chosen: list[Tensor] = []
+    layer.indexer.register_forward_hook(lambda _, arguments, found: chosen.append(found[0]))
+    entries = layer.compressor(x, layer.position).detach().requires_grad_()
+    monkeypatch.setattr(layer.compressor, "forward", lambda *_: entries)
+    y = layer(x)[0]
+    for t in range(41):
+        (gradient,) = torch.autograd.grad(y[0, t].square().sum(), entries, retain_graph=True)
+        assert torch.equal(gradient[0].any(-1), chosen[0][0, t])
+    assert len({tuple(row.tolist()) for row in chosen[0][0]}) > 3
 
 
 @pytest.mark.parametrize("attention", list(LAYERS))

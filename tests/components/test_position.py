@@ -29,8 +29,9 @@ def test_pairs_are_interleaved_and_only_the_last_channels_turn() -> None:
         torch.testing.assert_close(turned[i : i + 2], expected)
 
 
-def test_lengths_stay_and_products_depend_on_distance_only() -> None:
-    rope = _rope("csa")
+@pytest.mark.parametrize("yarn", [1.0, 16.0])
+def test_lengths_stay_and_products_depend_on_distance_only(yarn: float) -> None:
+    rope = _rope("csa", yarn_factor=yarn)
     q, k = torch.randn(2, 3, 1, 12, dtype=torch.float64).unbind()
     near = rope.rotate(q, torch.tensor([9])) * rope.rotate(k, torch.tensor([2]))
     far = rope.rotate(q, torch.tensor([109])) * rope.rotate(k, torch.tensor([102]))
