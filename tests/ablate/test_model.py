@@ -156,6 +156,19 @@ def test_loss_is_mean_nats_and_aux_is_named_by_layer() -> None:
     assert model(tokens).loss is None
 
 
+@pytest.mark.parametrize("init", ["small_gate", "hf", "identity"])
+def test_streams_are_apart_after_one_step(init: str) -> None:
+    """They start as copies of each other, and copies would get copies of each other's gradients."""
+    model = build_model(make_variant(residual=Slot("mhc", {"hc_init": init})))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(ids(24), ids(24, seed=1)).loss.backward()
+    optimizer.step()
+    last: list[Tensor] = []
+    model.collapse.register_forward_pre_hook(lambda _, arguments: last.append(arguments[0]))
+    model(ids(24))
+    assert last[0].std(2).max() > 1e-4 * last[0].std()
+
+
 def test_hash_routing_follows_each_token_itself() -> None:
     """Other experts for one token id in the last layer move what its positions say, and nothing else."""
     change: dict[str, Any] = {"num_hash_layers": 5, "router": Slot("hash"), "num_nextn_predict_layers": 1}

@@ -49,7 +49,8 @@ def test_unrotate_is_the_inverse_and_is_missing_in_rope_no_inverse() -> None:
 
 
 def test_each_kind_of_layer_has_one_base_and_only_compressing_ones_have_yarn() -> None:
-    plain, yarn = Rotary.Config(), Rotary.Config(yarn_factor=16.0)
+    # So short a context that YaRN would slow down a pair of either base.
+    plain, yarn = Rotary.Config(), Rotary.Config(yarn_factor=16.0, yarn_original=64)
     window, csa = make_site("sliding_window"), make_site("csa")
     assert rates(plain, window) == rates(yarn, window) == [1.0, 10000**-0.5]
     assert rates(plain, csa) == [1.0, 160000**-0.5]
@@ -69,10 +70,14 @@ def test_yarn_of_the_official_sizes_goes_over_between_pairs_15_and_25() -> None:
 
 def test_half_precision_of_the_model_does_not_reach_the_angles() -> None:
     rope = _rope().to(torch.bfloat16)
-    x = torch.randn(1, 1, 12)
-    exact = rope.rotate(x.double(), torch.tensor([501]))
-    torch.testing.assert_close(rope.rotate(x, torch.tensor([501])).double(), exact, atol=1e-4, rtol=0)
-    assert rope.rotate(x.bfloat16(), torch.tensor([501])).dtype == torch.bfloat16
+    x, position = torch.randn(1, 1, 12, dtype=torch.float64), torch.tensor([501])
+    angles = 501 * torch.tensor([1.0, 0.01], dtype=torch.float64)
+    turned = torch.view_as_complex(x[..., 8:].unflatten(-1, (2, 2))) * torch.exp(1j * angles)
+    exact = torch.cat([x[..., :8], torch.view_as_real(turned).flatten(-2)], dim=-1)
+    for dtype, error in ((torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        found = rope.rotate(x.to(dtype), position)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, atol=error, rtol=error)
 
 
 class _Shifted(Nope):

@@ -116,10 +116,12 @@ def test_moe_is_the_sum_over_chosen_experts(limit: float) -> None:
     assert list(aux) == ["diag/max_vio"]
 
 
-def test_trap_34_clamps_before_silu_above_only_for_gate_on_both_kinds() -> None:
-    closed = clamped_swiglu(torch.tensor([-50.0, 3.0]), 10.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trap_34_clamps_before_silu_above_only_for_gate_on_both_kinds(dtype: torch.dtype) -> None:
+    closed = clamped_swiglu(torch.tensor([-50.0, 3.0], dtype=dtype), 10.0)
     assert closed.abs().item() < 1e-15
-    assert clamped_swiglu(torch.tensor([50.0, -50.0]), 10.0).item() == pytest.approx(-100.0, rel=1e-3)
+    far_up = clamped_swiglu(torch.tensor([50.0, -50.0], dtype=dtype), 10.0)
+    assert far_up.item() == pytest.approx(-100.0, rel=1e-3)
     layer = moe(learned())
     far = 1e4 * tokens().view(2, 12, 6)
     for expert in (*zip(layer.gate_up, layer.down, strict=True), (layer.shared.gate_up, layer.shared.down)):
@@ -128,11 +130,14 @@ def test_trap_34_clamps_before_silu_above_only_for_gate_on_both_kinds() -> None:
     assert layer(far, IDS.view(2, 12))[0].abs().max() < 1e4
 
 
-def test_trap_35_gate_rows_come_first() -> None:
-    assert clamped_swiglu(torch.tensor([2.0, 0.0]), 0.0).item() == 0.0
-    assert clamped_swiglu(torch.tensor([0.0, 2.0]), 0.0).item() == 0.0
-    assert clamped_swiglu(torch.tensor([-30.0, 2.0]), 0.0).abs().item() < 1e-9
-    assert clamped_swiglu(torch.tensor([2.0, -30.0]), 0.0).item() < -50
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trap_35_gate_rows_come_first(dtype: torch.dtype) -> None:
+    def gated(gate: float, up: float) -> float:
+        return clamped_swiglu(torch.tensor([gate, up], dtype=dtype), 0.0).item()
+
+    assert gated(2.0, 0.0) == gated(0.0, 2.0) == 0.0
+    assert abs(gated(-30.0, 2.0)) < 1e-9
+    assert gated(2.0, -30.0) < -50
 
 
 def test_experts_without_tokens_get_zero_gradient_and_shared_is_optional() -> None:
