@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from ablate.prediction import Prediction, PredictionLayer
 from ablate.variant import Variant
-from components.cache import Cache
+from components.cache import Cache, CannotDecodeError
 from components.documents import Documents
 from components.functional import cross_entropy
-from components.slots import FFN, Attention, Aux, Norm, Residual
+from components.slots import FFN, Attention, Aux, Component, Norm, Residual
 from components.spec import Layer, Site
 
 T = TypeVar("T")
@@ -156,8 +156,11 @@ class LanguageModel(nn.Module):
         Any split of a sequence into calls gives the logits of one forward pass.
 
         Raises:
-            CannotDecodeError: a component keeps no cache.
+            CannotDecodeError: a component keeps no cache, or is not causal.
         """
+        for module in self.modules():
+            if isinstance(module, Component) and not module.causal:
+                raise CannotDecodeError(f"{module.slot}={module.name} cannot decode: it is not causal")
         state = self._embed(input_ids)
         after: list[Cache] = []
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
@@ -170,6 +173,17 @@ class LanguageModel(nn.Module):
 
     def _logits(self, state: Float[Tensor, "b s n d"]) -> Float[Tensor, "b s v"]:
         return F.linear(self.norm(self.collapse(state)), self.head)
+
+    def prepare(self, counts: Callable[[], Int[Tensor, "v"]]) -> None:
+        """Let components that depend on the training text get ready for it; call once, before training.
+
+        Args:
+            counts: gives how often each token id occurs; called only if a component wants to know.
+        """
+        for module in self.modules():
+            prepare = getattr(module, "prepare", None)
+            if module is not self and callable(prepare):
+                prepare(counts)
 
     def after_step(self) -> None:
         """Let components that balance or adapt without gradients do so; call after every optimizer step."""

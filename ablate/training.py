@@ -82,6 +82,7 @@ class _Trial(LightningModule):
         self.spec, self.run, self.corpus = spec, run, corpus
         self.model = LanguageModel(variant)
         initialise(self.model, spec.seed)
+        self.model.prepare(corpus.token_counts)
         self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens)
         self.step = 0
         self.seconds = 0.0

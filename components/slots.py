@@ -222,9 +222,12 @@ class Router(Component):
 
     @abstractmethod
     def forward(
-        self, x: Float[Tensor, "m d"], token_ids: Int[Tensor, "m"]
+        self, x: Float[Tensor, "b s d"], token_ids: Int[Tensor, "b s"]
     ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"], Aux]:
-        """Weights and expert indices of the k experts of each of m tokens."""
+        """Weights and expert indices of up to k experts of each of m = b s tokens.
+
+        `n_routed_experts` stands for no expert, where tokens do not all have equally many.
+        """
 
 
 class FFN(Component):

@@ -128,6 +128,17 @@ class Corpus:
             *cut, bytes=int(self._val_bytes[labels].sum(dtype=np.int64)), tokens=count * seq_len
         )
 
+    def token_counts(self) -> "torch.Tensor":
+        """How often each token id occurs in the training text: [vocab_size]."""
+        import numpy as np
+        import torch
+
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        piece = 1 << 24  # tokens at a time, because counting widens them to 64 bits
+        for start in range(0, len(self.train), piece):
+            counts += np.bincount(self.train[start : start + piece], minlength=self.vocab_size)
+        return torch.from_numpy(counts)
+
     def decode(self, tokens: "np.ndarray | torch.Tensor") -> str:
         """Text of token ids; end tokens are written out."""
         from tokenizers import Tokenizer

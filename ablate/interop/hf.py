@@ -160,6 +160,9 @@ def _config(variant: Variant) -> DeepseekV4Config:
             raise _inexpressible(slot, name, ENTRIES[slot])
     if "indexer" in options and options["indexer"].train == "dense":
         raise _inexpressible("indexer.args.train", "dense", "attention to the top-k entries")
+    for slot, option, only in (("ffn", "activation", "swiglu"), ("residual", "hc_head", "learned")):
+        if getattr(options[slot], option) != only:
+            raise _inexpressible(f"{slot}.args.{option}", getattr(options[slot], option), only)
     if variant.dims.n_shared_experts != 1:
         raise _inexpressible("model.n_shared_experts", variant.dims.n_shared_experts, 1)
     rates: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Mixture of SwiGLU experts with shared experts."""
+"""Mixture of experts with shared experts."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from components.ffn.swiglu import Expert, clamped_swiglu
+from components.ffn.activation import GATED, PLAIN, Expert, activated, columns, matrices, rows
 from components.registry import register
 from components.slots import FFN, Aux, Router
 from components.spec import Cost, Site, searchable
@@ -17,8 +17,9 @@ class MixtureOfExperts(FFN):
     """`Σ_e w_e Expert_e(x) + Shared(x)`, the router's k experts per token and the shared ones for all.
 
     Attributes:
-        gate_up: [E, 2f, d], per expert the rows of w1 (gate) first, then those of w3 (up).
-        down: [E, d, f].
+        gate_up: [E, 2f, d], per expert the rows of w1 (gate) first, then those of w3 (up); without a gate
+            [E, 3f/2, d].
+        down: [E, d, f]; without a gate [E, d, 3f/2].
         shared: the shared experts, fused into one of `n_shared_experts * f`; its output is not scaled.
     """
 
@@ -30,29 +31,34 @@ class MixtureOfExperts(FFN):
 
         swiglu_limit: float = searchable(10.0, choices=(0.0, 10.0))
         """Clamp of the pre-activations of routed and shared experts; 0 means none."""
+        activation: str = searchable("swiglu", choices=(*GATED, *PLAIN))
+        """Of routed and shared experts. Those without a gate are half as wide again: equally large."""
 
         def __post_init__(self) -> None:
             if self.swiglu_limit < 0:
                 raise ValueError(f"swiglu_limit={self.swiglu_limit} must not be negative; 0 means no limit")
+            if self.activation not in (*GATED, *PLAIN):
+                allowed = ", ".join((*GATED, *PLAIN))
+                raise ValueError(f"activation={self.activation!r} is not one of {allowed}")
 
     def __init__(self, config: Config, site: Site, router: Router) -> None:
         super().__init__()
         dims = site.dims
         experts, d, f = dims.n_routed_experts, dims.hidden_size, dims.moe_intermediate_size
-        std = dims.initializer_range
-        self.limit = config.swiglu_limit
+        kind, std = config.activation, dims.initializer_range
+        self.kind, self.limit = kind, config.swiglu_limit
         self.router = router
-        self.gate_up = nn.Parameter(torch.empty(experts, 2 * f, d).normal_(0.0, std))
-        self.down = nn.Parameter(torch.empty(experts, d, f).normal_(0.0, std))
-        self.row_blocks = {"gate_up": 2}
+        self.gate_up = nn.Parameter(torch.empty(experts, rows(kind, f), d).normal_(0.0, std))
+        self.down = nn.Parameter(torch.empty(experts, d, columns(kind, f)).normal_(0.0, std))
+        self.row_blocks = {"gate_up": rows(kind, f) // columns(kind, f)}
         shared = dims.n_shared_experts
-        self.shared = Expert(d, shared * f, self.limit, std) if shared else None
+        self.shared = Expert(kind, d, shared * f, self.limit, std) if shared else None
 
     def forward(
         self, x: Float[Tensor, "b s d"], token_ids: Int[Tensor, "b s"]
     ) -> tuple[Float[Tensor, "b s d"], Aux]:
         flat = x.flatten(0, 1)
-        weights, chosen, aux = self.router(flat, token_ids.flatten())
+        weights, chosen, aux = self.router(x, token_ids)
         y = self._routed(flat, weights.to(x.dtype), chosen)
         if self.shared is not None:
             y = y + self.shared(flat)
@@ -67,22 +73,24 @@ class MixtureOfExperts(FFN):
         gradient of the size of all experts for each of them.
         """
         experts = chosen.flatten()
-        order = experts.argsort(stable=True)
+        sizes = torch.bincount(experts, minlength=len(self.gate_up))[: len(self.gate_up)].tolist()
+        order = experts.argsort(stable=True)[: sum(sizes)]
         token = order // chosen.shape[1]
-        sizes = torch.bincount(experts, minlength=len(self.gate_up)).tolist()
         inputs = x.index_select(0, token).split(sizes)
         hidden = torch.cat([u @ w.T for u, w in zip(inputs, self.gate_up.unbind(0), strict=True)])
-        hidden = clamped_swiglu(hidden, self.limit) * weights.flatten()[order].unsqueeze(1)
+        hidden = activated(hidden, self.kind, self.limit) * weights.flatten()[order].unsqueeze(1)
         outputs = torch.cat([h @ w.T for h, w in zip(hidden.split(sizes), self.down.unbind(0), strict=True)])
         return torch.zeros_like(x).index_add(0, token, outputs)
 
     @staticmethod
     def cost(config: Config, site: Site, seq_len: int) -> Cost:
         dims = site.dims
-        expert = 3 * dims.hidden_size * dims.moe_intermediate_size
-        active = (dims.num_experts_per_tok + dims.n_shared_experts) * expert
+        d, f, shared = dims.hidden_size, dims.moe_intermediate_size, dims.n_shared_experts
+        routed = matrices(config.activation, d, f)
+        common = matrices(config.activation, d, shared * f)
+        active = dims.num_experts_per_tok * routed + common
         return Cost(
-            params=(dims.n_routed_experts + dims.n_shared_experts) * expert,
+            params=dims.n_routed_experts * routed + common,
             active_params=active,
             flops=2 * active * seq_len,
             kernel_flops=2 * active * seq_len,

@@ -1,6 +1,6 @@
 /* Norm, rotation, gate and loss: one pass over memory each, where PyTorch takes many.
  *
- * The same mathematics as components/functional.py, position/rotary.py, ffn/swiglu.py and PyTorch's cross entropy, which
+ * The same mathematics as components/functional.py, position/rotary.py, ffn/activation.py and PyTorch's cross entropy, which
  * define it. All tensors are float32 and contiguous; no threads, no state.
  */
 #include "common.h"

@@ -176,7 +176,7 @@ def rotate(
 
 
 def swiglu(gate_up: Float[Tensor, "... two_f"], limit: float) -> Float[Tensor, "... f"]:
-    """As `components.ffn.swiglu.clamped_swiglu`; 0 means no limit."""
+    """As `components.ffn.activation.clamped_swiglu`; 0 means no limit."""
     apply: Callable[..., Tensor] = _SwiGLU.apply
     return apply(gate_up, limit or _NO_LIMIT)
 

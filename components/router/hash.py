@@ -1,6 +1,8 @@
 """Routing by a fixed table from token to experts."""
 
+import heapq
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,7 @@ from components.router.scores import Gate, expert_load, max_violation
 from components.slots import Aux
 from components.spec import Site, searchable
 
-KINDS = ("random", "round_robin")
+KINDS = ("random", "round_robin", "frequency_balanced")
 
 
 @register("hash", source="DeepSeek-V4 report §2.1 (first layers); Hash Layers, arXiv 2106.04426")
@@ -32,7 +34,9 @@ class HashRouter(Gate):
 
         kind: str = searchable("random", choices=KINDS)
         """`random`: k distinct experts at random per token; `round_robin`: token ids in random order dealt
-        to experts in turn, so that all experts have equally many ids."""
+        to experts in turn, so that all experts have equally many ids; `frequency_balanced`: frequent ids
+        first, each to the k experts with the fewest tokens so far, as counted in the training text. Until
+        `prepare` has brought the counts, all ids count as equally frequent."""
         table_seed: int = 0
 
         def __post_init__(self) -> None:
@@ -44,30 +48,69 @@ class HashRouter(Gate):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(site)
         dims = site.dims
+        self.config, self.layer, self.experts = config, site.layer.index, dims.n_routed_experts
         shape = (dims.vocab_size, dims.num_experts_per_tok)
         if self.weight.is_meta:
             table = torch.empty(shape, dtype=torch.int64)
         else:
-            table = make_table(config, shape, dims.n_routed_experts, site.layer.index).to(self.weight.device)
+            table = make_table(config, shape, self.experts, self.layer).to(self.weight.device)
         self.register_buffer("tid2eid", table)
 
     def forward(
-        self, x: Float[Tensor, "m d"], token_ids: Int[Tensor, "m"]
+        self, x: Float[Tensor, "b s d"], token_ids: Int[Tensor, "b s"]
     ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"], Aux]:
-        scores = self.scores(x)
-        chosen = self.tid2eid[token_ids]
+        scores = self.scores(x.flatten(0, 1))
+        chosen = self.tid2eid[token_ids.flatten()]
         with torch.no_grad():
             load = expert_load(chosen, scores.shape[1])
         return self.weights(scores, chosen), chosen, max_violation(load)
 
+    def prepare(self, counts: Callable[[], Int[Tensor, "v"]]) -> None:
+        """Make the table anew where it depends on how often each token id occurs in the training text."""
+        if self.config.kind == "frequency_balanced":
+            shape = (self.tid2eid.shape[0], self.tid2eid.shape[1])
+            self.tid2eid.copy_(make_table(self.config, shape, self.experts, self.layer, counts()))
+
 
 def make_table(
-    config: HashRouter.Config, shape: tuple[int, int], experts: int, layer: int
+    config: HashRouter.Config,
+    shape: tuple[int, int],
+    experts: int,
+    layer: int,
+    counts: Int[Tensor, "v"] | None = None,
 ) -> Int[Tensor, "v k"]:
-    """Experts of every token id in one layer; each row has k distinct entries."""
+    """Experts of every token id in one layer; each row has k distinct entries.
+
+    Args:
+        counts: occurrences of each id, for tables that depend on them; None if not known.
+    """
     tokens, k = shape
     generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{config.table_seed}/{layer}".encode()))
+    if config.kind == "frequency_balanced":
+        counts = torch.zeros(tokens, dtype=torch.int64, device="cpu") if counts is None else counts.cpu()
+        return _balanced_table(counts, k, experts, generator)
     if config.kind == "round_robin":
         turn = torch.randperm(tokens, generator=generator, device="cpu")
         return (turn.unsqueeze(1) * k + torch.arange(k, device="cpu")) % experts
     return torch.rand(tokens, experts, generator=generator, device="cpu").topk(k, sorted=False).indices
+
+
+def _balanced_table(
+    counts: Int[Tensor, "v"], k: int, experts: int, generator: torch.Generator
+) -> Int[Tensor, "v k"]:
+    """Ids by falling power of two of their count, in random order within one, each to the k idlest."""
+    shuffled = torch.randperm(len(counts), generator=generator, device="cpu")
+    # One more than counted, so that ids which never occur are dealt out as well.
+    weights = counts + 1
+    powers = weights.double().log2().floor()
+    order = shuffled[powers[shuffled].argsort(descending=True, stable=True)].tolist()
+    ties = torch.randperm(experts, generator=generator, device="cpu").tolist()
+    loads = [(0, tie, expert) for expert, tie in enumerate(ties)]
+    heapq.heapify(loads)
+    table, weight = [[0] * k] * len(order), weights.tolist()
+    for token in order:
+        idlest = [heapq.heappop(loads) for _ in range(k)]
+        table[token] = [expert for _, _, expert in idlest]
+        for load, tie, expert in idlest:
+            heapq.heappush(loads, (load + weight[token], tie, expert))
+    return torch.tensor(table, device="cpu")

@@ -1,4 +1,6 @@
-"""What learned and hash routers share: gate scores, weights of the chosen experts, and their load."""
+"""What routers share: gate scores, weights of the chosen experts, their load, and losses that even it out."""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +13,7 @@ from components.spec import Cost, Site
 
 
 class Gate(Router):
-    """Scores every expert with `sqrt(softplus(x Wᵀ))` and weights the chosen ones by them.
+    """Scores every expert by a linear map of the token, `score(x Wᵀ)`; DeepSeek-V4's score unless overridden.
 
     Attributes:
         weight: [n_routed_experts, d].
@@ -26,11 +28,15 @@ class Gate(Router):
             torch.empty(dims.n_routed_experts, dims.hidden_size).normal_(0.0, dims.initializer_range)
         )
 
-    def scores(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m e"]:
+    def scores(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... e"]:
         """Affinities in at least 32 bits."""
         x = at_least_float32(x)
         with full_precision(x):
-            return F.softplus(F.linear(x, self.weight.to(x.dtype))).sqrt()
+            return self.score(F.linear(x, self.weight.to(x.dtype)))
+
+    def score(self, logits: Float[Tensor, "... e"]) -> Float[Tensor, "... e"]:
+        """Logits to affinities: `sqrt(softplus(·))`."""
+        return F.softplus(logits).sqrt()
 
     def weights(self, scores: Float[Tensor, "m e"], chosen: Int[Tensor, "m k"]) -> Float[Tensor, "m k"]:
         """Scores of the chosen experts, summing to `routed_scaling_factor`."""
@@ -38,7 +44,7 @@ class Gate(Router):
         return picked * (self.routed_scaling_factor / (picked.sum(-1, keepdim=True) + 1e-20))
 
     @staticmethod
-    def cost(config: object, site: Site, seq_len: int) -> Cost:
+    def cost(config: Any, site: Site, seq_len: int) -> Cost:
         params = site.dims.n_routed_experts * site.dims.hidden_size
         return Cost(
             params=params,
@@ -49,7 +55,7 @@ class Gate(Router):
         )
 
     @staticmethod
-    def check(config: object, site: Site, seq_len: int) -> None:
+    def check(config: Any, site: Site, seq_len: int) -> None:
         dims = site.dims
         if not 1 <= dims.num_experts_per_tok <= dims.n_routed_experts:
             raise ValueError(
@@ -58,7 +64,7 @@ class Gate(Router):
             )
 
     @staticmethod
-    def warnings(config: object, site: Site, seq_len: int) -> list[str]:
+    def warnings(config: Any, site: Site, seq_len: int) -> list[str]:
         dims = site.dims
         if dims.num_experts_per_tok == dims.n_routed_experts:
             return [f"every token uses all {dims.n_routed_experts} experts: the router chooses nothing"]
@@ -74,3 +80,21 @@ def max_violation(load: Int[Tensor, "e"]) -> Aux:
     """MaxVio: excess of the busiest expert over the mean load, relative to it (0 is perfect balance)."""
     load = load.float()
     return {"diag/max_vio": load.max() / load.mean() - 1}
+
+
+def balance_loss(
+    shares: Float[Tensor, "g t e"], chosen: Int[Tensor, "g t k"], alpha: float
+) -> Float[Tensor, ""]:
+    """`α Σ_e f_e P_e`, the mean over groups of t tokens; α for a group in perfect balance.
+
+    `f_e = E / (k t) * tokens that chose e`, without gradient; `P_e` is the mean of `shares`, the scores of a
+    token divided by their sum.
+
+    Source: Switch, arXiv 2101.03961 Eq. 4-6 (k = 1); DeepSeek-V2, arXiv 2405.04434 Eq. 23-25; V3, arXiv
+    2412.19437 Eq. 17-20 (a group is a sequence).
+    """
+    groups, tokens, experts = shares.shape
+    places = chosen.flatten(1)
+    counts = shares.new_zeros(groups, experts).scatter_add_(1, places, shares.new_ones(places.shape))
+    frequency = counts * (experts / (chosen.shape[2] * tokens))
+    return alpha * (frequency * shares.mean(1)).sum(-1).mean()

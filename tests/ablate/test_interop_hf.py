@@ -115,6 +115,8 @@ def test_prediction_layers_stay_behind_and_change_no_logit() -> None:
         ({"compress_ratios": "csa@4:no_overlap*5"}, "overlap"),
         ({"ffn": Slot("swiglu")}, "ffn=swiglu"),
         ({"sink": Slot("none")}, "sink=none"),
+        ({"ffn": Slot("moe", {"activation": "relu2"})}, "ffn.args.activation=relu2"),
+        ({"residual": Slot("mhc", {"hc_head": "mean"})}, "residual.args.hc_head=mean"),
         ({"n_shared_experts": 2}, "model.n_shared_experts=2"),
         ({"indexer": Slot("lightning", {"train": "dense"})}, "indexer.args.train=dense"),
     ],

@@ -11,6 +11,7 @@ from ablate.model import LanguageModel, build_model
 from ablate.schema import Slot
 from components import registry
 from components.cache import CannotDecodeError
+from components.slots import Router
 
 LENGTHS = [[1, 3, 19, 2, 1, 14], [8, 7, 9, 16]]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -18,7 +19,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     for schedule in ("swa,csa@4,hca@8,csa@4,swa", "dense*5")
     for router, hashed in (
         ("learned", 5),
-        *((entry.name, 0) for entry in registry.entries("router") if entry.name != "hash"),
+        *(
+            (entry.name, 0)
+            for entry in registry.entries("router")
+            if issubclass(entry.cls, Router) and entry.cls.causal and entry.name != "hash"
+        ),
     )
 }
 
@@ -99,4 +104,7 @@ def test_decoding_gives_the_logits_of_one_pass(name: str, split: list[int]) -> N
 def test_a_model_that_cannot_decode_names_the_component() -> None:
     model = build_model(make_variant(indexer=Slot("oracle")))
     with pytest.raises(CannotDecodeError, match="indexer=oracle cannot decode"):
+        model.decode(_tokens())
+    model = build_model(make_variant(router=Slot("expert_choice")))
+    with pytest.raises(CannotDecodeError, match="router=expert_choice cannot decode: it is not causal"):
         model.decode(_tokens())

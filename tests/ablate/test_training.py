@@ -1,5 +1,6 @@
 """Real training of tiny models: exact allowance, bit-exact repetition and resume, pairing, divergence, checkpoints."""
 
+import collections
 import dataclasses
 import math
 import random
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import variants
+from safetensors.torch import load_file
 
 from ablate import checkpoint, data, optimization, schema, training
 from ablate.data import Corpus
@@ -15,6 +17,7 @@ from ablate.errors import StopTraining, Superseded
 from ablate.home import Home
 from ablate.records import Point, TrialResult, TrialSpec
 from ablate.variant import Variant
+from components.router.hash import HashRouter, make_table
 
 STEPS = 12
 WORDS = (
@@ -269,3 +272,14 @@ def test_rate_rises_holds_and_falls_to_zero_exactly_at_the_allowance() -> None:
 
 def _weights(folder: Path) -> bytes:
     return (folder / checkpoint.WEIGHTS).read_bytes()
+
+
+def test_tables_balanced_by_frequency_know_the_training_text(corpus: Corpus, tmp_path: Path) -> None:
+    options = {"kind": "frequency_balanced"}
+    training.train(_spec(corpus, router=schema.Slot("hash", options)), corpus, tmp_path, Purse())
+    saved = load_file(tmp_path / "model.safetensors")
+    counts = collections.Counter(corpus.train.tolist())
+    tokens = torch.tensor([counts[token] for token in range(corpus.vocab_size)])
+    for layer in range(5):
+        wanted = make_table(HashRouter.Config(**options), (corpus.vocab_size, 2), 4, layer, tokens)
+        assert torch.equal(saved[f"layers.{layer}.ffn.router.tid2eid"], wanted)

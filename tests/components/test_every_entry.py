@@ -1,4 +1,4 @@
-"""What every registered entry keeps, whoever registers it: exact costs, causality, life in all its weights."""
+"""What every registered entry keeps, whoever registers it: exact costs, causality, life in its weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,12 +25,8 @@ CORNERS = [
     for option, bounds in search_space(entry.cls.Config).items()
     for value in bounds.choices or (bounds.low, bounds.high)
 ]
-UNTOUCHED = {
-    (
-        "residual",
-        "attention_residual",
-    ): "layers.0.attention_residual.query",  # has only the embedding to look at
-}
+# Before the first branch there is only the embedding to look at.
+UNTOUCHED = {("residual", "attention_residual"): "layers.0.attention_residual.query"}
 """Parameters that cannot live where they are, by entry."""
 VOCABULARY = 31
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ablate.model import LanguageModel, initialise
 from components import functional, native, registry
-from components.ffn.swiglu import clamped_swiglu
+from components.ffn.activation import clamped_swiglu
 from components.native import pointwise
 from components.position.rotary import Rotary
 from components.slots import Residual

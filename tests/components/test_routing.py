@@ -8,8 +8,9 @@ from test_residual import randomise, site
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.ffn.activation import clamped_swiglu
 from components.ffn.moe import MixtureOfExperts
-from components.ffn.swiglu import SwiGLU, clamped_swiglu
+from components.ffn.swiglu import SwiGLU
 from components.router.hash import HashRouter, make_table
 from components.router.learned import LearnedRouter
 
@@ -32,23 +33,23 @@ def test_trap_30_weights_are_renormalised_scores_and_the_bias_only_selects() -> 
     router = learned()
     x = tokens()
     scores = F.softplus(x @ router.weight.T).sqrt()
-    weights, chosen, _ = router(x, IDS)
+    weights, chosen, _ = router(x[None], IDS[None])
     assert torch.equal(chosen.sort(-1).values, scores.topk(2).indices.sort(-1).values)
     assert torch.allclose(weights.sum(-1), torch.full((24,), 1.5, dtype=torch.float64))
     assert torch.allclose(
         weights[:, 0] / weights[:, 1], (scores.gather(1, chosen)[:, 0] / scores.gather(1, chosen)[:, 1])
     )
     router.e_score_correction_bias += 7.0  # the same for all: selects the same
-    again, same, _ = router(x, IDS)
+    again, same, _ = router(x[None], IDS[None])
     assert torch.equal(chosen, same)
     assert torch.equal(weights, again)
     router.e_score_correction_bias[3] += 100.0
-    assert (router(x, IDS)[1] == 3).any(-1).all()
+    assert (router(x[None], IDS[None])[1] == 3).any(-1).all()
 
 
 def test_bias_moves_towards_idle_experts_after_the_step_only() -> None:
     router = learned(bias_update_speed=0.25)
-    _, chosen, aux = router(tokens(), IDS)
+    _, chosen, aux = router(tokens()[None], IDS[None])
     load = torch.bincount(chosen.flatten(), minlength=4)
     assert torch.equal(router.load, load)
     assert router.e_score_correction_bias.abs().max() == 0
@@ -57,7 +58,7 @@ def test_bias_moves_towards_idle_experts_after_the_step_only() -> None:
     assert torch.equal(router.e_score_correction_bias, 0.25 * torch.sign(12.0 - load))
     assert router.load.sum() == 0
     router.eval()
-    router(tokens(), IDS)
+    router(tokens()[None], IDS[None])
     assert router.load.sum() == 0
 
 
@@ -65,14 +66,14 @@ def test_balancing_evens_the_load() -> None:
     router = learned(bias_update_speed=0.02)
     x = tokens(512) + 1
     ids = torch.zeros(512, dtype=torch.int64)
-    before = router(x, ids)[2]["diag/max_vio"]
+    before = router(x[None], ids[None])[2]["diag/max_vio"]
     for _ in range(200):
-        router(x, ids)
+        router(x[None], ids[None])
         router.after_step()
-    assert router(x, ids)[2]["diag/max_vio"] < 0.2 * before
+    assert router(x[None], ids[None])[2]["diag/max_vio"] < 0.2 * before
 
 
-@pytest.mark.parametrize("kind", ["random", "round_robin"])
+@pytest.mark.parametrize("kind", ["random", "round_robin", "frequency_balanced"])
 def test_trap_32_hash_tables_are_distinct_seeded_and_saved(kind: str) -> None:
     config = HashRouter.Config(kind=kind)
     tables = [make_table(config, (1000, 3), 8, layer) for layer in (0, 0, 1)]
@@ -81,7 +82,7 @@ def test_trap_32_hash_tables_are_distinct_seeded_and_saved(kind: str) -> None:
     assert not torch.equal(tables[0], make_table(HashRouter.Config(kind=kind, table_seed=1), (1000, 3), 8, 0))
     assert all(len(set(row)) == 3 for row in tables[0].tolist())
     assert 0 <= tables[0].min() <= tables[0].max() < 8
-    if kind == "round_robin":
+    if kind != "random":
         assert torch.equal(tables[0].flatten().bincount(), torch.full((8,), 375))
     source, target = HashRouter(config, site(0)), HashRouter(config, site(1))
     target.load_state_dict(source.state_dict())
@@ -90,7 +91,7 @@ def test_trap_32_hash_tables_are_distinct_seeded_and_saved(kind: str) -> None:
 
 def test_trap_31_hash_choice_is_fixed_but_weights_are_learned() -> None:
     router = randomise(HashRouter(HashRouter.Config(), site()))
-    weights, chosen, _ = router(tokens(), IDS)
+    weights, chosen, _ = router(tokens()[None], IDS[None])
     assert torch.equal(chosen, router.tid2eid[IDS])
     assert torch.allclose(weights.sum(-1), torch.full((24,), 1.5, dtype=torch.float64))
     weights[:, 0].sum().backward()
@@ -102,7 +103,7 @@ def test_moe_is_the_sum_over_chosen_experts(limit: float) -> None:
     layer = moe(learned(), limit)
     x = 3 * tokens().view(2, 12, 6)
     y, aux = layer(x, IDS.view(2, 12))
-    weights, chosen, _ = layer.router(x.flatten(0, 1), IDS)
+    weights, chosen, _ = layer.router(x, IDS.view(2, 12))
     wanted = torch.zeros(24, 6, dtype=torch.float64)
     f = 5
     for t, u in enumerate(x.flatten(0, 1)):
@@ -113,7 +114,7 @@ def test_moe_is_the_sum_over_chosen_experts(limit: float) -> None:
             wanted[t] += w * (layer.down[e] @ (F.silu(gate) * up))
         wanted[t] += layer.shared.down @ clamped_swiglu(layer.shared.gate_up @ u, limit)
     assert torch.allclose(y.flatten(0, 1), wanted, atol=1e-10)
-    assert list(aux) == ["diag/max_vio"]
+    assert list(aux) == ["diag/max_vio", "loss/balance"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
