@@ -1,29 +1,18 @@
-"""Held-out loss of a model, and the diagnostics that its components return on the way."""
+"""Validation-out loss of a model, and the diagnostics that its components return on the way."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ablate.data import Validation
 from ablate.model import LanguageModel
 
 TOKENS_AT_ONCE = 4096
 """Tokens per forward pass; bounds memory, changes nothing else."""
-
-
-class Held(Protocol):
-    """Held-out text, as `ablate.data` gives it: inputs and labels [n, s], and the bytes of all labels."""
-
-    @property
-    def inputs(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: LanguageModel,
-    held: Held,
+    held: Validation,
     context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation:
     """Evaluate in inference mode; the model is back in its former mode afterwards.
@@ -69,7 +58,7 @@ def evaluate(
     )
 
 
-def _batches(held: Held, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(held: Validation, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     rows = max(1, TOKENS_AT_ONCE // held.inputs.shape[1])
     for start in range(0, len(held.inputs), rows):
         part = slice(start, start + rows)

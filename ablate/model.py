@@ -57,6 +57,7 @@ class Block(nn.Module):
         token_ids: Int[Tensor, "b s"],
         documents: Documents | None = None,
     ) -> tuple[Float[Tensor, "b s n d"], Aux]:
+        """The next residual state, and what the branches returned beside it."""
         attention = self.attention if documents is None else partial(documents.each, self.attention)
         state, attention_aux, ffn_aux = self._sites(state, token_ids, attention)
         return state, self._named("attention", attention_aux) | self._named("ffn", ffn_aux)

@@ -86,9 +86,11 @@ class Plan:
 
     @property
     def baseline(self) -> ArmPlan:
+        """The arm that all others are compared with."""
         return next(arm for arm in self.arms if arm.is_baseline)
 
     def arm(self, name: str) -> ArmPlan:
+        """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
 
@@ -115,6 +117,7 @@ class TrialSpec:
 
     @property
     def allowance_mflop(self) -> int:
+        """What the whole trial costs."""
         return self.steps * self.step_mflop
 
 

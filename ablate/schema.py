@@ -20,7 +20,8 @@ SLOT_GROUPS = (
     "router",
     "mtp",
 )
-"""Slots that are chosen once per model, each a top-level config group; `attention` is chosen per layer by the schedule."""
+"""Slots that are chosen once per model, each a top-level config group; `attention` is chosen per layer, by the
+schedule."""
 
 
 @dataclass
@@ -256,10 +257,10 @@ def from_dict(values: dict[str, Any]) -> Run:
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:
-    nested = {f.name: f.type for f in dataclasses.fields(cls)}
+    nested = {f.name: f.type for f in dataclasses.fields(cls) if isinstance(f.type, type)}
     return cls(
         **{
-            key: _build(nested[key], value) if dataclasses.is_dataclass(nested[key]) else value
+            key: _build(nested[key], value) if dataclasses.is_dataclass(nested.get(key)) else value
             for key, value in values.items()
         }
     )

@@ -29,8 +29,8 @@ from ablate.variant import Variant
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.plugins.environments import LightningEnvironment
 
 _LOOKS = 100
 """Times per trial that the training loss is looked at for divergence."""
@@ -106,7 +106,11 @@ class _Trial(LightningModule):
         self.smooth = self.smooth.to(loss.device).mul(0.9).add(loss, alpha=0.1)
         self.since = self.since.to(loss.device) + loss
         self.counted += 1
-        return sum((value for key, value in out.aux.items() if key.startswith("loss/")), out.loss)
+        total: Tensor = out.loss
+        for key, value in out.aux.items():
+            if key.startswith("loss/"):
+                total = total + value
+        return total
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.optimizer = optimization.build(self.model, self.run.optimizer)

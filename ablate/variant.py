@@ -62,6 +62,7 @@ class Part:
 
     @property
     def cls(self) -> type[Component]:
+        """The registered class."""
         cls = registry.get(self.slot, self.name).cls
         assert issubclass(cls, Component)
         return cls

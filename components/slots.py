@@ -115,7 +115,10 @@ class OutputProjection(Component):
 
 
 class Compressor(Component):
-    """A sequence to one entry per complete block of `site.layer.ratio` tokens. Built with `width=` channels per entry."""
+    """A sequence to one entry per complete block of `site.layer.ratio` tokens.
+
+    Built with `width=` channels per entry.
+    """
 
     slot = "compressor"
 

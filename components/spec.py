@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 FLOP_CONVENTION = "afl-1"
-"""Version of the counting rules behind every FLOP figure (multiply-add = 2, matmul-class work, exact attention pairs)."""
+"""Version of the rules behind every FLOP figure: multiply-add = 2, matmul-class work, exact attention pairs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

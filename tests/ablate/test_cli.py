@@ -10,9 +10,19 @@ import pytest
 
 
 def _ablate(home: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ABLATE_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1"}
+    environment = {
+        **os.environ,
+        "ABLATE_HOME": str(home),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+        "NO_COLOR": "1",
+    }
     return subprocess.run(
-        [sys.executable, "-m", "ablate.cli", *args], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-m", "ablate.cli", *args],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
     )
 
 
@@ -135,7 +145,9 @@ def test_show_for_people(tmp_path: Path, what: str, words: list[str]) -> None:
         assert word in done.stdout
 
 
-@pytest.mark.parametrize(("what", "word"), [("residual/mch", "mhc"), ("nothing", "model=NAME"), ("model=mirco", "micro")])
+@pytest.mark.parametrize(
+    ("what", "word"), [("residual/mch", "mhc"), ("nothing", "model=NAME"), ("model=mirco", "micro")]
+)
 def test_show_of_nothing(tmp_path: Path, what: str, word: str) -> None:
     done = _ablate(tmp_path, "show", what)
     assert done.returncode == 2

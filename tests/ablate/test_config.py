@@ -180,7 +180,8 @@ def test_a_users_folder_adds_options_and_may_inherit_ours(tmp_path: Path) -> Non
     for group in ("sweep", "model"):
         (tmp_path / group).mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(
-        "# @package _global_\n# My question.\ndefaults: [smoke, _self_]\nsweep:\n  arms: {other: {model.sliding_window: 8}}\n"
+        "# @package _global_\n# My question.\ndefaults: [smoke, _self_]\n"
+        "sweep:\n  arms: {other: {model.sliding_window: 8}}\n"
     )
     (tmp_path / "model" / "thin.yaml").write_text("# Thin.\ndefaults: [micro, _self_]\nhidden_size: 32\n")
     run = config.load(["sweep=mine", "model=thin"], [tmp_path])

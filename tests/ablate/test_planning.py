@@ -14,7 +14,9 @@ from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import Plan
 
-SWEEPS = sorted(path.stem for path in (Path(str(config.__file__)).parent.parent / "sweeps/sweep").glob("*.yaml"))
+SWEEPS = sorted(
+    path.stem for path in (Path(str(config.__file__)).parent.parent / "sweeps/sweep").glob("*.yaml")
+)
 
 
 def _plan(home: Path, *overrides: str) -> Plan:
@@ -55,9 +57,21 @@ def test_grid_is_centred_and_seeds_of_search_and_confirm_are_disjoint(tmp_path: 
 
 def test_fingerprint_follows_what_decides_numbers_and_nothing_else(tmp_path: Path) -> None:
     reference = _plan(tmp_path).fingerprint
-    for same in ("launcher.workers=3", "tracking=off", "home=elsewhere", "sweep.question=Other?", "trainer.checkpoint_seconds=5"):
+    for same in (
+        "launcher.workers=3",
+        "tracking=off",
+        "home=elsewhere",
+        "sweep.question=Other?",
+        "trainer.checkpoint_seconds=5",
+    ):
         assert _plan(tmp_path, same).fingerprint == reference, same
-    for other in ("seed=1", "optimizer.lr=0.01", "model.sliding_window=8", "budget.per_trial=3e9", "data.vocab_size=1024"):
+    for other in (
+        "seed=1",
+        "optimizer.lr=0.01",
+        "model.sliding_window=8",
+        "budget.per_trial=3e9",
+        "data.vocab_size=1024",
+    ):
         assert _plan(tmp_path, other).fingerprint != reference, other
 
 
@@ -72,8 +86,12 @@ def test_matching_tokens_gives_equal_steps_within_the_allowance(tmp_path: Path) 
 
 @settings(deadline=None, max_examples=20)
 @given(total=st.integers(10**11, 10**15), share=st.floats(0, 0.9))
-def test_a_total_is_divided_without_overspending(tmp_path_factory: pytest.TempPathFactory, total: int, share: float) -> None:
-    run = config.load(["sweep=smoke", "budget.per_trial=null", f"budget.total={total}", f"budget.contingency={share}"])
+def test_a_total_is_divided_without_overspending(
+    tmp_path_factory: pytest.TempPathFactory, total: int, share: float
+) -> None:
+    run = config.load(
+        ["sweep=smoke", "budget.per_trial=null", f"budget.total={total}", f"budget.contingency={share}"]
+    )
     try:
         allowance, bound, caps = planning.divide(run, dearest_step=100)
     except BadInputError:

@@ -52,7 +52,10 @@ def test_help_is_fast_and_names_every_command() -> None:
 
 
 def test_public_names_are_lazy_and_there() -> None:
-    code = "import ablate; print([callable(getattr(ablate, name)) for name in ablate.__all__], 'plotly' in __import__('sys').modules)"
+    code = (
+        "import ablate; import sys; "
+        "print([callable(getattr(ablate, name)) for name in ablate.__all__], 'plotly' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[True, True, True, True] False"
 

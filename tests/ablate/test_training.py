@@ -20,9 +20,11 @@ from ablate.variant import Variant
 from components.router.hash import HashRouter, make_table
 
 STEPS = 12
-WORDS = (
-    "the a model layer expert token stream window block sink learns attends routes mixes compresses".split()
-)
+WORDS = [
+    f"{what} {does}"
+    for what in ("the layer", "a token", "the stream")
+    for does in ("learns", "routes", "mixes")
+]
 
 
 class Purse:

@@ -184,7 +184,7 @@ def test_check_knows_the_sequence() -> None:
     variant.check(16)
     with pytest.raises(BadInputError, match=r"model.compress_ratios=swa\*4,hca@16: layer 4 .*seq_len=15"):
         variant.check(15)
-    with pytest.raises(BadInputError, match="num_nextn_predict_layers=2 .*seq_len=2"):
+    with pytest.raises(BadInputError, match=r"num_nextn_predict_layers=2 .*seq_len=2"):
         make_variant(compress_ratios="swa*5", num_nextn_predict_layers=2).check(2)
     with pytest.raises(BadInputError, match="num_experts_per_tok=9"):
         make_variant(num_experts_per_tok=9).check(32)
