@@ -79,6 +79,10 @@ class Rotation:
     sin: Tensor
 
 
+ScoreBias = Callable[[Int[Tensor, "n q k"], torch.dtype], Float[Tensor, "n q h k"]]
+"""What is added to scores of every head, given how many tokens each key is behind each query, in that precision."""
+
+
 class Position(Component):
     """How attention learns where a token stands. One instance per layer, because the base depends on the mechanism."""
 
@@ -93,6 +97,14 @@ class Position(Component):
     @abstractmethod
     def unrotate(self, x: Float[Tensor, "b s h c"], positions: Int[Tensor, "s"]) -> Float[Tensor, "b s h c"]:
         """What happens to attention's output where values were rotated with keys; identity where they were not."""
+
+    @property
+    def bias(self) -> ScoreBias | None:
+        """What attention adds to its scores, for entries that work this way.
+
+        Only attention that `takes_bias` does; an entry that has one refuses others in `check`.
+        """
+        return None
 
 
 class Sink(Component):
@@ -187,6 +199,8 @@ class Attention(Component):
     """
 
     slot = "attention"
+    takes_bias: ClassVar[bool] = False
+    """Whether scores include `Position.bias`."""
 
     @abstractmethod
     def forward(

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from components import native
 from components.native import pointwise
 from components.precision import at_least_float32
+from components.slots import ScoreBias
 
 
 def attend(
@@ -18,14 +19,16 @@ def attend(
     values: Float[Tensor, "n k c"],
     seen: Bool[Tensor, "#n q k"],
     sink: Float[Tensor, "#n h"] | None,
+    bias: Float[Tensor, "#n q h k"] | None = None,
 ) -> Float[Tensor, "n q h c"]:
     """`softmax([q k^T / sqrt(c), sink]) v` with the sink's share dropped; all heads share keys and values.
 
     Args:
         seen: which keys each query may attend to; at least one.
         sink: a logit per head that takes part in the softmax and carries no value.
+        bias: added to scores after their scaling.
     """
-    weights = joint_softmax(queries, keys, seen, sink).to(values.dtype)
+    weights = joint_softmax(queries, keys, seen, sink, bias).to(values.dtype)
     return (weights.flatten(1, 2) @ values).view(*queries.shape[:3], -1)
 
 
@@ -34,17 +37,22 @@ def joint_softmax(
     keys: Float[Tensor, "n k c"],
     seen: Bool[Tensor, "#n q k"],
     sink: Float[Tensor, "#n h"] | None,
+    bias: Float[Tensor, "#n q h k"] | None = None,
 ) -> Float[Tensor, "n q h k"]:
     """The weights of `attend`, in at least 32 bits; with a sink they sum to less than one."""
     count, length, heads, width = queries.shape
     rows = (queries * width**-0.5).reshape(count, length * heads, width)
     if native.takes(rows):
         scores = rows @ keys.transpose(1, 2)
+        if bias is not None:
+            scores += bias.flatten(1, 2)
         return pointwise.masked_softmax(scores, seen, sink, heads).view(count, length, heads, -1)
     hidden = torch.zeros(seen.shape, dtype=rows.dtype, device=rows.device).masked_fill_(~seen, -torch.inf)
     logits = at_least_float32(
         (rows @ keys.transpose(1, 2)).view(count, length, heads, -1).add_(hidden.unsqueeze(2))
     )
+    if bias is not None:
+        logits = logits + bias
     if sink is not None:
         column = sink.to(logits.dtype)[:, None, :, None].expand(count, length, -1, -1)
         logits = torch.cat((logits, column), dim=-1)
@@ -100,6 +108,8 @@ def joint_attention(
     entries: Float[Tensor, "b t c"] | None = None,
     seen: Bool[Tensor, "#b s t"] | None = None,
     blocks: Blocks | None = None,
+    bias: ScoreBias | None = None,
+    ratio: int = 0,
 ) -> Float[Tensor, "b s h c"]:
     """One softmax over a sliding window of `kv` and the compressed `entries` together; keys are the values.
 
@@ -107,11 +117,14 @@ def joint_attention(
         window: tokens that a query sees, itself included.
         seen: which entries each query may attend to.
         blocks: how to group queries; every grouping gives the same result.
+        bias: what to add to scores.
+        ratio: tokens per entry, which for `bias` stands at its first token.
     """
     batch, length, heads, width = queries.shape
     blocks = blocks or Blocks.best(length, window)
     rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
-    out = attend(rows, keys, keys, mask, None if sink is None else sink.unsqueeze(0))
+    added = _added(bias, blocks, batch, keys, ratio)
+    out = attend(rows, keys, keys, mask, None if sink is None else sink.unsqueeze(0), added)
     return out.view(batch, -1, heads, width)[:, :length]
 
 
@@ -123,12 +136,15 @@ def entry_mass(
     sink: Float[Tensor, "h"] | None,
     entries: Float[Tensor, "b t c"],
     seen: Bool[Tensor, "#b s t"],
+    bias: ScoreBias | None = None,
+    ratio: int = 0,
 ) -> Float[Tensor, "b s t"]:
     """What each entry gets of the softmax of `joint_attention`, summed over heads; carries no gradient."""
     batch, length = queries.shape[:2]
     blocks = Blocks.best(length, window)
     rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
-    weights = joint_softmax(rows, keys, mask, None if sink is None else sink.unsqueeze(0))
+    added = _added(bias, blocks, batch, keys, ratio)
+    weights = joint_softmax(rows, keys, mask, None if sink is None else sink.unsqueeze(0), added)
     return weights[..., blocks.keys :].sum(2).view(batch, -1, entries.shape[1])[:, :length]
 
 
@@ -159,10 +175,30 @@ def _grouped(
     return grouped(queries).flatten(0, 1), torch.cat(keys, dim=2).flatten(0, 1), mask.flatten(0, 1)
 
 
-def in_window(blocks: Blocks, window: int, device: torch.device) -> Bool[Tensor, "n q k"]:
-    """Which of the keys that a block reads are in each query's window."""
+def _places(
+    blocks: Blocks, device: torch.device
+) -> tuple[Int[Tensor, "n size one"], Int[Tensor, "n one keys"]]:
+    """Positions of the queries of each block and of the tokens that it reads; negative before the first."""
     size = blocks.size
     starts = torch.arange(blocks.count, device=device).view(-1, 1, 1) * size
     query = starts + torch.arange(size, device=device).view(1, -1, 1)
     key = starts - blocks.back * size + torch.arange(blocks.keys, device=device).view(1, 1, -1)
+    return query, key
+
+
+def _added(
+    bias: ScoreBias | None, blocks: Blocks, batch: int, keys: Float[Tensor, "n k c"], ratio: int
+) -> Float[Tensor, "n q h k"] | None:
+    """What `bias` adds to scores of `keys`: the tokens that blocks read, then entries."""
+    if bias is None:
+        return None
+    query, key = _places(blocks, keys.device)
+    entry = torch.arange(keys.shape[1] - blocks.keys, device=keys.device) * ratio
+    behind = query - torch.cat((key, entry.expand(blocks.count, 1, -1)), dim=-1)
+    return bias(behind, at_least_float32(keys).dtype).repeat(batch, 1, 1, 1)
+
+
+def in_window(blocks: Blocks, window: int, device: torch.device) -> Bool[Tensor, "n q k"]:
+    """Which of the keys that a block reads are in each query's window."""
+    query, key = _places(blocks, device)
     return (key >= 0) & (key <= query) & (key > query - window)

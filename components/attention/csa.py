@@ -37,7 +37,6 @@ class CompressedSparseAttention(Trunk):
         indexer: Indexer,
     ) -> None:
         super().__init__(config, site, position=position, sink=sink, output_projection=output_projection)
-        self.ratio = site.layer.ratio
         self.compressor = compressor
         self.indexer = indexer
 
@@ -55,7 +54,8 @@ class CompressedSparseAttention(Trunk):
         entries = self.compressor(x, self.position)
 
         def mass(seen: Bool[Tensor, "#b s t"]) -> Float[Tensor, "b s t"]:
-            return entry_mass(queries, kv, self.window, self.sink.logits(), entries, seen)
+            bias, ratio = self.position.bias, self.ratio
+            return entry_mass(queries, kv, self.window, self.sink.logits(), entries, seen, bias, ratio)
 
         chosen, aux = self.indexer(x, latent, visible, self.position, mass)
         return (entries, chosen), aux

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from components.attention.core import attend
 from components.attention.pairs import causal_pairs
 from components.cache import Cache, appended, length
+from components.precision import at_least_float32
 from components.registry import register
 from components.slots import Attention, Aux, OutputProjection, Position, Sink
 from components.spec import Cost, NoOptions, Site
@@ -29,6 +30,7 @@ class DenseAttention(Attention):
 
     Config = NoOptions
     uses = ("position", "sink", "output_projection")
+    takes_bias = True
 
     def __init__(
         self,
@@ -72,11 +74,17 @@ class DenseAttention(Attention):
         # Heads of keys and values join the batch; the query heads that share one stay together.
         queries = queries.unflatten(2, (self.shared, -1)).transpose(1, 2).flatten(0, 1)
         keys, values = (heads.transpose(1, 2).flatten(0, 1) for heads in kept.values())
-        seen = torch.arange(after, device=x.device) <= positions.unsqueeze(1)
+        behind = positions.unsqueeze(1) - torch.arange(after, device=x.device)
+        seen = behind >= 0
         sink = self.sink.logits()
         if sink is not None:
             sink = sink.view(self.shared, -1).repeat(batch, 1)
-        mixed = attend(queries, keys, values, seen.unsqueeze(0), sink).unflatten(0, (batch, self.shared))
+        added = self.position.bias
+        if added is not None:
+            added = added(behind.unsqueeze(0), at_least_float32(keys).dtype).unflatten(2, (self.shared, -1))
+            added = added.squeeze(0).transpose(0, 1).repeat(batch, 1, 1, 1)
+        mixed = attend(queries, keys, values, seen.unsqueeze(0), sink, added)
+        mixed = mixed.unflatten(0, (batch, self.shared))
         return self.output_projection(mixed.transpose(1, 2).flatten(2, 3)), Cache(after, kept=kept)
 
     @staticmethod

@@ -29,7 +29,6 @@ class HeavilyCompressedAttention(Trunk):
         compressor: Compressor,
     ) -> None:
         super().__init__(config, site, position=position, sink=sink, output_projection=output_projection)
-        self.ratio = site.layer.ratio
         self.compressor = compressor
 
     def compress(

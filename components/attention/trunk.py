@@ -11,6 +11,7 @@ from components.attention.core import Blocks, attend, joint_attention
 from components.attention.pairs import window_pairs
 from components.cache import Cache, appended, length
 from components.functional import rms_norm
+from components.precision import at_least_float32
 from components.slots import Attention, Aux, OutputProjection, Position, Sink
 from components.spec import Cost, Site
 
@@ -38,12 +39,14 @@ class Trunk(Attention):
     """
 
     uses = ("position", "sink", "output_projection")
+    takes_bias = True
 
     def __init__(
         self, config: Any, site: Site, *, position: Position, sink: Sink, output_projection: OutputProjection
     ) -> None:
         super().__init__()
         dims = site.dims
+        self.ratio = site.layer.ratio
         self.heads, self.window, self.eps = dims.num_attention_heads, dims.sliding_window, dims.rms_norm_eps
 
         def matrix(rows: int, columns: int) -> nn.Parameter:
@@ -65,7 +68,16 @@ class Trunk(Attention):
         latent, queries, kv = self._project(x, positions)
         compressed, aux = self.compress(x, latent, queries, kv, real)
         entries, seen = compressed or (None, None)
-        mixed = joint_attention(queries, kv, self.window, self.sink.logits(), entries, seen)
+        mixed = joint_attention(
+            queries,
+            kv,
+            self.window,
+            self.sink.logits(),
+            entries,
+            seen,
+            bias=self.position.bias,
+            ratio=self.ratio,
+        )
         return self.output_projection(self.position.unrotate(mixed, positions)), aux
 
     def step(
@@ -84,8 +96,12 @@ class Trunk(Attention):
             entries, chosen = compressed
             keys = torch.cat((keys, entries), dim=1)
             seen = torch.cat((seen.expand(len(chosen), -1, -1), chosen), dim=-1)
+            first = torch.arange(entries.shape[1], device=x.device) * self.ratio
+            back = torch.cat((back, positions.unsqueeze(1) - first), dim=1)
         sink = self.sink.logits()
-        mixed = attend(queries, keys, keys, seen, None if sink is None else sink.unsqueeze(0))
+        bias = self.position.bias
+        added = None if bias is None else bias(back.unsqueeze(0), at_least_float32(keys).dtype)
+        mixed = attend(queries, keys, keys, seen, None if sink is None else sink.unsqueeze(0), added)
         y = self.output_projection(self.position.unrotate(mixed, positions))
         return y, Cache(after, kept={**kept, **beyond.kept}, parts=beyond.parts)
 

@@ -79,15 +79,21 @@ class Rotary(Position):
 
     def _turns(self, positions: Tensor, like: Tensor) -> Tensor:
         """Cosine and sine of every position and rotary pair: [s, pairs, 2]."""
-        angles = positions.to(like.dtype).unsqueeze(1) * self._rates_for(2 * len(self.rates), like)
+        rotated = 2 * len(self.rates_of(like.shape[-1]))
+        angles = positions.to(like.dtype).unsqueeze(1) * self._rates_for(rotated, like)
         return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+    def rates_of(self, width: int) -> list[float]:
+        """Rates of the pairs that rotate, among `width` channels; the others come before them."""
+        return self.rates
 
     def _rates_for(self, width: int, like: Tensor) -> Tensor:
         """Rate of every channel pair: 0 for the leading ones."""
         key = (width, like.dtype, like.device)
         if key not in self._padded:
-            still = width // 2 - len(self.rates)
-            self._padded[key] = torch.tensor([0.0] * still + self.rates, dtype=like.dtype, device=like.device)
+            rates = self.rates_of(width)
+            still = width // 2 - len(rates)
+            self._padded[key] = torch.tensor([0.0] * still + rates, dtype=like.dtype, device=like.device)
         return self._padded[key]
 
     @staticmethod
@@ -112,12 +118,13 @@ class Rotary(Position):
         return []
 
 
-def rates(config: Rotary.Config, site: Site) -> list[float]:
+def rates(config: Rotary.Config, site: Site, width: int | None = None) -> list[float]:
     """Angle per token of each rotary channel pair of a layer, fastest first.
 
+    `width` channels rotate, `qk_rope_head_dim` unless given.
     With YaRN, the pairs between the two betas go over from the full to the slowed rate along a straight line.
     """
-    width = site.dims.qk_rope_head_dim
+    width = site.dims.qk_rope_head_dim if width is None else width
     compresses = site.layer.ratio != 0
     base = config.compress_rope_theta if compresses else config.rope_theta
     plain = [base ** (-2 * i / width) for i in range(width // 2)]

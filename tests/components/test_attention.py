@@ -186,9 +186,9 @@ def test_the_grouping_in_use_is_linear_in_the_sequence() -> None:
 def test_scores_are_scaled_by_the_head_size_alone(monkeypatch: pytest.MonkeyPatch, yarn: float) -> None:
     seen: list[Tensor] = []
 
-    def spy(queries: Tensor, *rest: Tensor) -> Tensor:
+    def spy(queries: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
         seen.append(queries)
-        return core.joint_attention(queries, *rest)
+        return core.joint_attention(queries, *rest, **more)
 
     monkeypatch.setattr(trunk, "joint_attention", spy)
     site = make_site("csa")

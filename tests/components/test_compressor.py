@@ -4,6 +4,7 @@ from attention_sites import inputs, make_part, make_site, randomise
 from torch import Tensor
 
 from components.compressor.gated import Gated
+from components.compressor.strided_conv import StridedConv
 from components.position.nope import Nope
 from components.slots import Compressor, Position
 from components.spec import NoOptions, Site
@@ -70,7 +71,7 @@ def test_second_half_of_the_channels_goes_to_the_tokens_own_block() -> None:
     assert entries[:, 1].all()
 
 
-@pytest.mark.parametrize("name", ["gated", "mean_pool"])
+@pytest.mark.parametrize("name", ["gated", "mean_pool", "strided_conv"])
 @pytest.mark.parametrize(("attention", "length", "count"), [("csa", 31, 7), ("hca", 34, 4), ("hca", 6, 0)])
 def test_only_complete_blocks_have_entries(name: str, attention: str, length: int, count: int) -> None:
     site = make_site(attention)
@@ -88,6 +89,34 @@ def test_the_mean_is_gating_with_equal_gates(attention: str) -> None:
         gated.gate.zero_(), gated.ape.zero_()
     mean.load_state_dict({name: gated.state_dict()[name] for name in ("kv", "norm")})
     torch.testing.assert_close(mean(x, NOPE), gated(x, NOPE))
+
+
+@pytest.mark.parametrize("attention", ["csa", "hca"])
+def test_a_strided_convolution_weighs_channels_by_their_place_in_the_block(attention: str) -> None:
+    site = make_site(attention)
+    layer, x = _compressor(site, "strided_conv"), inputs(site, 30, batch=1)
+    assert isinstance(layer, StridedConv)
+    m, c, overlap = site.layer.ratio, site.dims.head_dim, site.layer.overlap
+    values, found = x[0] @ layer.kv.T, layer(x, NOPE)[0]
+    for i in range(30 // m):
+        entry = torch.zeros(c, dtype=x.dtype)
+        for t in range(max(0, (i - overlap) * m), (i + 1) * m):
+            own = c if overlap and t >= i * m else 0
+            for channel in range(c):
+                entry[channel] += layer.kernel[t % m, own + channel] * values[t, own + channel]
+        rms = torch.sqrt((entry**2).mean() + site.dims.rms_norm_eps)
+        torch.testing.assert_close(found[i], layer.norm * entry / rms)
+
+
+@pytest.mark.parametrize("attention", ["csa", "hca"])
+def test_a_strided_convolution_starts_as_the_mean(attention: str) -> None:
+    site = make_site(attention)
+    mean, conv = (make_part("compressor", site, name).double() for name in ("mean_pool", "strided_conv"))
+    with torch.no_grad():  # large enough for the epsilon of the norm not to matter
+        conv.kv.copy_(500 * mean.kv)  # type: ignore[operator]
+        mean.kv.mul_(500)  # type: ignore[operator]
+    x = inputs(site, 30)
+    torch.testing.assert_close(conv(x, NOPE), mean(x, NOPE), atol=1e-6, rtol=1e-6)
 
 
 def test_cost_of_a_narrower_compressor_is_that_of_its_parameters() -> None:

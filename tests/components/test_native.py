@@ -138,7 +138,7 @@ def test_rotate(shape: tuple[int, ...], direction: int) -> None:
     rope = variant.part("position", variant.layers[1]).build()
     assert isinstance(rope, Rotary)
     positions = torch.arange(3, 3 + shape[1])
-    turns = rope._turns(positions, torch.zeros((), dtype=torch.float64)).float()
+    turns = rope._turns(positions, torch.zeros(shape[-1], dtype=torch.float64)).float()
     _agree(
         lambda x: pointwise.rotate(x, turns, direction),
         lambda x: rope._turn(x, positions, direction),

@@ -26,7 +26,7 @@ from components.slots import Optimizer
 from components.spec import search_space
 
 OPTIMIZERS = registry.entries("optimizer")
-NOT_MATRICES = re.compile(r"embedding|head|(.*\.)?collapse\..*|.*\.(ape|position|[qkv]_conv)")
+NOT_MATRICES = re.compile(r"embedding|head|(.*\.)?collapse\..*|.*\.(ape|position|kernel|[qkv]_conv)")
 """What the report's split, or the lack of a linear map, gives to AdamW beside all vectors."""
 
 

@@ -46,7 +46,7 @@ TRAPS = (
                 (
                     edit(
                         f"{ROTARY}._rates_for",
-                        ("[0.0] * still + self.rates", "self.rates + [0.0] * still"),
+                        ("[0.0] * still + rates", "rates + [0.0] * still"),
                     ),
                 ),
                 (POSITION + "test_pairs_are_interleaved_and_only_the_last_channels_turn",),

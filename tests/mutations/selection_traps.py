@@ -82,7 +82,7 @@ TRAPS = (
                     edit(
                         f"{CORE}joint_attention",
                         (
-                            f"out = attend(rows, keys, keys, mask, {_SINK})",
+                            f"out = attend(rows, keys, keys, mask, {_SINK}, added)",
                             f"n, s = blocks.keys, {_SINK}\n    "
                             "out = attend(rows, keys[:, :n], keys[:, :n], mask[..., :n], s)\n    "
                             "if keys.shape[1] > n:\n        "

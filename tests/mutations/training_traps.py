@@ -76,7 +76,7 @@ TRAPS = (
                         "components.attention.core:entry_mass",
                         (
                             "weights = joint_softmax(rows, keys, mask, "
-                            "None if sink is None else sink.unsqueeze(0))",
+                            "None if sink is None else sink.unsqueeze(0), added)",
                             "n = blocks.keys\n    reach = mask[..., n:].any(-1, keepdim=True)\n    "
                             "own = joint_softmax(rows, keys[:, n:], mask[..., n:] | ~reach, None)\n    "
                             "weights = F.pad(own * reach.unsqueeze(2), (n, 0))",
