@@ -9,8 +9,11 @@ from ablate.home import Home
 from ablate.records import StudyView, TrialRow
 from ablate.tracking_runs import plain
 
-CHARTS = {"forest": "ablate-forest", "loss_vs_flops": "ablate-loss-vs-flops"}
-"""Functions of `ablate.figures` and the element ids that the dashboard keeps them under."""
+CHARTS = {
+    "forest": ("ablate-forest", "Difference to the baseline"),
+    "loss_vs_flops": ("ablate-loss-vs-flops", "Loss against compute"),
+}
+"""Functions of `ablate.figures`, the element ids that the dashboard keeps them under, and titles."""
 
 
 def annotate(home: Home, view: StudyView) -> int:
@@ -50,8 +53,10 @@ def annotate(home: Home, view: StudyView) -> int:
             save_note(place, text)
             changed += 1
     if changed:
-        for name, identifier in CHARTS.items():
-            save_plotly_graph_object(study, getattr(figures, name)(view), graph_object_id=identifier)
+        for name, (identifier, title) in CHARTS.items():
+            figure = getattr(figures, name)(view)
+            figure.update_layout(title=title, margin_t=100, height=figure.layout.height + 84)
+            save_plotly_graph_object(study, figure, graph_object_id=identifier)
             changed += 1
     storage.engine.dispose()
     return changed
