@@ -28,4 +28,17 @@ INLINE float exponential(float x) {
     return p * two.f;
 }
 
+/* The largest of n values; numbers only. Lanes, because compilers keep the order of comparisons. */
+INLINE float largest(long n, const float *x) {
+    float lane[16];
+    for (int l = 0; l < 16; l++) lane[l] = -INFINITY;
+    long i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int l = 0; l < 16; l++) lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
+    for (; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
+    float top = lane[0];
+    for (int l = 1; l < 16; l++) top = lane[l] > top ? lane[l] : top;
+    return top;
+}
+
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }

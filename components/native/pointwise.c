@@ -74,24 +74,29 @@ EXPORT void swiglu_forward(long rows, int f, float limit, const float *restrict 
 
 EXPORT void swiglu_backward(long rows, int f, float limit, const float *restrict gate_up, const float *restrict dh,
                             float *restrict dgate_up) {
-    for (long row = 0; row < rows; row++, gate_up += 2 * f, dh += f, dgate_up += 2 * f)
-        for (int i = 0; i < f; i++) {
-            const float gate = gate_up[i], up = gate_up[f + i];
-            const float g = gate > limit ? limit : gate;
-            float u = up > limit ? limit : up;
+    for (long row = 0; row < rows; row++, gate_up += 2 * f, dh += f, dgate_up += 2 * f) {
+        const float *gate = gate_up, *up = gate_up + f;
+        float *dgate = dgate_up, *dup = dgate_up + f;
+        for (int i = 0; i < f; i++) { /* two loops over disjoint outputs, so that each is vectorised */
+            const float g = gate[i] > limit ? limit : gate[i];
+            float u = up[i] > limit ? limit : up[i];
             u = u < -limit ? -limit : u;
-            const float s = sigmoid(g);
-            dgate_up[i] = gate > limit ? 0.0f : dh[i] * u * s * (1.0f + g * (1.0f - s));
-            dgate_up[f + i] = up > limit || up < -limit ? 0.0f : dh[i] * g * s;
+            const float s = sigmoid(g), slope = dh[i] * u * s * (1.0f + g * (1.0f - s));
+            dgate[i] = gate[i] > limit ? 0.0f : slope;
         }
+        for (int i = 0; i < f; i++) {
+            const float g = gate[i] > limit ? limit : gate[i];
+            const float slope = dh[i] * g * sigmoid(g);
+            dup[i] = (up[i] > limit) | (up[i] < -limit) ? 0.0f : slope;
+        }
+    }
 }
 
 /* Per-row loss ln(sum exp) - logit of the label, and the logarithm of the sum; labels below 0 are left out. */
 EXPORT void cross_entropy_forward(long rows, long v, const float *restrict logits, const int64_t *restrict labels,
                                   float *restrict loss, float *restrict total) {
     for (long row = 0; row < rows; row++, logits += v) {
-        float top = logits[0];
-        for (long i = 1; i < v; i++) top = logits[i] > top ? logits[i] : top;
+        const float top = largest(v, logits);
         float sum = 0.0f;
         for (long i = 0; i < v; i++) sum += exponential(logits[i] - top);
         total[row] = top + logf(sum);
@@ -121,16 +126,14 @@ EXPORT void masked_softmax_forward(long groups, long queries, long heads, long k
             const uint8_t *mask = seen + ((one_mask ? 0 : g) * queries + q) * keys;
             const float *extra = sink ? sink + (one_sink ? 0 : g) * heads : NULL;
             for (long h = 0; h < heads; h++, scores += keys) {
-                float top = extra ? extra[h] : -INFINITY;
-                for (long k = 0; k < keys; k++) {
-                    const float s = mask[k] ? scores[k] : -INFINITY;
-                    top = s > top ? s : top;
-                }
+                for (long k = 0; k < keys; k++) scores[k] = mask[k] ? scores[k] : -INFINITY;
+                float top = largest(keys, scores);
+                if (extra && extra[h] > top) top = extra[h];
                 float sum = 0.0f;
                 for (long k = 0; k < keys; k++) {
-                    const float e = mask[k] ? exponential(scores[k] - top) : 0.0f;
-                    scores[k] = e;
-                    sum += e;
+                    const float e = exponential(scores[k] - top);
+                    scores[k] = mask[k] ? e : 0.0f;
+                    sum += scores[k];
                 }
                 const float own = extra ? exponential(extra[h] - top) : 0.0f;
                 const float inv = 1.0f / (sum + own);

@@ -29,7 +29,12 @@ typedef struct {
     float comb[MAX_STREAMS][MAX_STREAMS][LANES];
 } Lanes;
 
-INLINE void maps(const Maps *m, int n, Lanes *t, float (*divisor)[MAX_STREAMS][LANES]) {
+/* Sums that one balancing step divides by, and their reciprocals. */
+typedef struct {
+    float sum[MAX_STREAMS][LANES], inverse[MAX_STREAMS][LANES];
+} Divisors;
+
+INLINE void maps(const Maps *m, int n, Lanes *t, Divisors *divisors) {
     for (int k = 0; k < n; k++)
         for (int l = 0; l < LANES; l++) {
             t->pre[k][l] = sigmoid(m->scale[0] * t->z[k][l] + m->base[k]);
@@ -63,13 +68,18 @@ INLINE void maps(const Maps *m, int n, Lanes *t, float (*divisor)[MAX_STREAMS][L
             for (int l = 0; l < LANES; l++) sum[l] = m->hc_eps;
             for (int b = 0; b < n; b++)
                 for (int l = 0; l < LANES; l++) sum[l] += step % 2 ? t->comb[a][b][l] : t->comb[b][a][l];
+            float inverse[LANES];
+            for (int l = 0; l < LANES; l++) inverse[l] = 1.0f / sum[l];
             for (int b = 0; b < n; b++)
                 for (int l = 0; l < LANES; l++) {
-                    if (step % 2) t->comb[a][b][l] /= sum[l];
-                    else t->comb[b][a][l] /= sum[l];
+                    if (step % 2) t->comb[a][b][l] *= inverse[l];
+                    else t->comb[b][a][l] *= inverse[l];
                 }
-            if (divisor)
-                for (int l = 0; l < LANES; l++) divisor[step][a][l] = sum[l];
+            if (divisors)
+                for (int l = 0; l < LANES; l++) {
+                    divisors[step].sum[a][l] = sum[l];
+                    divisors[step].inverse[a][l] = inverse[l];
+                }
         }
 }
 
@@ -110,7 +120,7 @@ INLINE void read_forward(const Maps *m, int n, long tokens, int d, float norm_ep
 
 INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float *x, const float *raw,
                           const float *inverse, const float *du, const float *dmix, float *dx, float *draw,
-                          float *dbase, float *dscale, float (*divisor)[MAX_STREAMS][LANES]) {
+                          float *dbase, float *dscale, Divisors *divisors) {
     const int o = (2 + n) * n;
     for (long start = 0; start < tokens; start += LANES) {
         const int live = tokens - start < LANES ? (int)(tokens - start) : LANES;
@@ -129,7 +139,7 @@ INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float 
                 for (int k = 0; k < n; k++) g[j][k][l] = gm[k * (n + 1) + j];
             }
         }
-        maps(m, n, &t, divisor);
+        maps(m, n, &t, divisors);
         for (int k = 0; k < n; k++)
             for (int l = 0; l < LANES; l++) {
                 dz[k][l] *= t.pre[k][l] * (1.0f - t.pre[k][l]);
@@ -145,11 +155,11 @@ INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float 
                 for (int b = 0; b < n; b++)
                     for (int l = 0; l < LANES; l++) {
                         if (step % 2) {
-                            g[a][b][l] = (g[a][b][l] - dot[l]) / divisor[step][a][l];
-                            t.comb[a][b][l] *= divisor[step][a][l];
+                            g[a][b][l] = (g[a][b][l] - dot[l]) * divisors[step].inverse[a][l];
+                            t.comb[a][b][l] *= divisors[step].sum[a][l];
                         } else {
-                            g[b][a][l] = (g[b][a][l] - dot[l]) / divisor[step][a][l];
-                            t.comb[b][a][l] *= divisor[step][a][l];
+                            g[b][a][l] = (g[b][a][l] - dot[l]) * divisors[step].inverse[a][l];
+                            t.comb[b][a][l] *= divisors[step].sum[a][l];
                         }
                     }
             }
@@ -249,10 +259,10 @@ EXPORT int streams_read_backward(int n, long tokens, int d, int iterations, floa
                                  const float *du, const float *dmix, float *dx, float *draw, float *dbase,
                                  float *dscale) {
     const Maps m = {n, iterations, hc_eps, base, scale};
-    float(*divisor)[MAX_STREAMS][LANES] = malloc(sizeof(*divisor) * (size_t)(2 * iterations));
-    if (!divisor) return -1;
-    FOR_STREAMS(read_backward(&m, N, tokens, d, x, raw, inverse, du, dmix, dx, draw, dbase, dscale, divisor))
-    free(divisor);
+    Divisors *divisors = malloc(sizeof(Divisors) * (size_t)(2 * iterations));
+    if (!divisors) return -1;
+    FOR_STREAMS(read_backward(&m, N, tokens, d, x, raw, inverse, du, dmix, dx, draw, dbase, dscale, divisors))
+    free(divisors);
     return 0;
 }
 
