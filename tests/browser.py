@@ -15,9 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+needed = pytest.mark.skipif(
+    not any(map(shutil.which, NAMES)), reason=f"no Chromium: none of {', '.join(NAMES)} is installed"
+)
+"""Mark of tests that open pages."""
 
 FLAGS = (
     "--headless=new",
@@ -44,7 +50,7 @@ class Page:
     """One tab.
 
     Attributes:
-        requests: every address that the tab and its workers asked for.
+        requests: every address that the tab asked for.
         complaints: errors on the console, uncaught exceptions, requests that failed.
     """
 
@@ -105,9 +111,13 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
+    def text(self, selector: str) -> list[str]:
+        """Text of every element that fits."""
+        return self.evaluate(f"[...document.querySelectorAll({selector!r})].map((e) => e.textContent.trim())")
+
     def picture(self, path: Path) -> None:
-        """The whole page as a PNG file."""
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        """What is in the window as a PNG file."""
+        data = self.call("Page.captureScreenshot")["data"]
         path.write_bytes(base64.b64decode(data))
 
     def _note(self, message: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ function table(place, rows) {
       const box = document.createElement(i && j ? "td" : "th");
       if (!i) box.scope = "col"; else if (!j) box.scope = "row";
       if (i && typeof cell === "number") box.className = "num";
-      box.textContent = cell === null ? "–" : typeof cell === "number" ? Number(cell.toPrecision(6)).toLocaleString("en") : cell;
+      box.textContent = cell === null ? "–" : typeof cell === "number" ? cell.toLocaleString("en", { maximumSignificantDigits: 6 }) : cell;
       row.append(box);
     });
   });

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -287,44 +286,6 @@ def test_the_first_page_comes_soon_and_without_the_engines(home: Home):
     seconds, loaded = done.stdout.split(maxsplit=1)
     assert loaded.strip() == "[]"
     assert float(seconds) < 15  # about two on a quiet machine, most of it torch
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no headless Chromium")
-def test_a_browser_draws_the_page_without_a_complaint(
-    home: Home, views: dict[str, StudyView], tmp_path: Path
-):
-    import threading
-
-    import uvicorn
-
-    listener = portal._listen("127.0.0.1", 0)
-    studies = Studies(lambda: list(views), views.__getitem__)
-    config = uvicorn.Config(portal.app(home, studies), log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/studies/payload-1"
-    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr"
-    done = subprocess.run(
-        [
-            "chromium",
-            *flags.split(),
-            f"--user-data-dir={tmp_path}",
-            "--virtual-time-budget=8000",
-            "--dump-dom",
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    server.should_exit = True
-    thread.join(10)
-    assert done.stdout.count('class="main-svg"') >= 4, "charts are drawn"
-    assert "cannot be drawn" not in done.stdout
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line and "WARN" not in line]
 
 
 def test_json_has_no_infinity():
