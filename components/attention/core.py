@@ -1,5 +1,6 @@
 """Softmax attention over explicit scores, and the joint attention of DeepSeek-V4 in blocks of queries."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -198,7 +199,8 @@ def _added(
     return bias(behind, at_least_float32(keys).dtype).repeat(batch, 1, 1, 1)
 
 
+@functools.lru_cache(maxsize=64)
 def in_window(blocks: Blocks, window: int, device: torch.device) -> Bool[Tensor, "n q k"]:
-    """Which of the keys that a block reads are in each query's window."""
+    """Which of the keys that a block reads are in each query's window. Remembered; not to be written to."""
     query, key = _places(blocks, device)
     return (key >= 0) & (key <= query) & (key > query - window)

@@ -57,6 +57,7 @@ class Rotary(Position):
         self.rates = rates(config, site)
         # Not buffers: a cast of the model to half precision must not reach them.
         self._padded: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._tables: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def rotate(
         self, x: Float[Tensor, "b s ... c"], positions: Int[Tensor, "s"]
@@ -78,10 +79,14 @@ class Rotary(Position):
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
     def _turns(self, positions: Tensor, like: Tensor) -> Tensor:
-        """Cosine and sine of every position and rotary pair: [s, pairs, 2]."""
-        rotated = 2 * len(self.rates_of(like.shape[-1]))
-        angles = positions.to(like.dtype).unsqueeze(1) * self._rates_for(rotated, like)
-        return torch.stack((angles.cos(), angles.sin()), dim=-1)
+        """Cosine and sine of every position and rotary pair: [s, pairs, 2]. Ascending positions on the CPU."""
+        key = (2 * len(self.rates_of(like.shape[-1])), like.dtype)
+        length = int(positions[-1]) + 1 if len(positions) else 0
+        table = self._tables.get(key)
+        if table is None or len(table) < length:
+            angles = torch.arange(2 * length, dtype=like.dtype).unsqueeze(1) * self._rates_for(key[0], like)
+            table = self._tables[key] = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        return table.index_select(0, positions)
 
     def rates_of(self, width: int) -> list[float]:
         """Rates of the pairs that rotate, among `width` channels; the others come before them."""
