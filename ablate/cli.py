@@ -75,6 +75,15 @@ StudyName = Annotated[
         show_default=False,
     ),
 ]
+TrainedName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT|STUDY",
+        help="Folder of a trial's weights, or a study: its best trial that has kept them.",
+        autocompletion=_complete_study,
+        show_default=False,
+    ),
+]
 
 
 @app.callback()
@@ -267,15 +276,7 @@ def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_jso
 
 @app.command()
 def generate(
-    trained: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT|STUDY",
-            help="Folder of a trial's weights, or a study: its best trial that has kept them.",
-            autocompletion=_complete_study,
-            show_default=False,
-        ),
-    ],
+    trained: TrainedName,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")] = "",
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens to draw at most.")] = 100,
     temperature: Annotated[
@@ -298,6 +299,26 @@ def generate(
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+@app.command()
+def export(
+    trained: TrainedName,
+    out: Annotated[Path, typer.Option("--out", help="New folder to write to.", show_default=False)],
+    form: Annotated[
+        str, typer.Option("--format", help="hf: a model and tokenizer that stock transformers loads.")
+    ] = "hf",
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the weights of a trained trial as a folder that other programs load."""
+    from ablate import export as exporting
+
+    files = exporting.export(trained, form, out, _home(home))
+    if as_json:
+        _print_json({"format": form, "files": _jsonable(files)})
+    else:
+        print("\n".join(map(str, files)))
 
 
 @app.command()
