@@ -160,7 +160,7 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         (
             "model and data",
             f"{plan.run.model.name} on {plan.run.data.name}; "
-            f"{trainer.batch_size:,} sequences of {trainer.seq_len:,} tokens per step",
+            f"{trainer.batch_size:,} x {trainer.seq_len:,} tokens per step",
         ),
         ("workers", f"{plan.workers} on {trainer.device}"),
         ("time", time),
