@@ -1,5 +1,6 @@
 """One address for everything that a study shows: own pages, the report, the Optuna dashboard, MLflow."""
 
+import contextlib
 import errno
 import importlib
 import socket
@@ -52,8 +53,10 @@ def serve(
     sys.stdout.flush()
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [page]).start()
+    studies = _of(home)
+    threading.Thread(target=_warm, args=(studies,), name="warm", daemon=True).start()
     config = uvicorn.Config(
-        app(home, host=host), log_level="warning", access_log=False, lifespan="off", server_header=False
+        app(home, studies, host), log_level="warning", access_log=False, lifespan="off", server_header=False
     )
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -98,6 +101,16 @@ def _tracking(studies: Studies) -> schema.Tracking:
 def _of(home: Home) -> Studies:
     study = importlib.import_module("ablate.study")
     return Studies(names=lambda: study.names(home), read=lambda name: study.view(name, home))
+
+
+def _warm(studies: Studies) -> None:
+    """Load what the first page takes its time for (SciPy, Plotly, the newest study) while nobody waits."""
+    with contextlib.suppress(Exception):  # whoever asks for the page is told
+        from ablate import figures
+
+        pages.plotly_script()
+        for name in studies.names()[:1]:
+            figures.forest(studies.view(name))
 
 
 def _under(path: str, prefix: str) -> bool:

@@ -79,8 +79,8 @@ def plan(
                 kv_bytes_per_token=512.0 / (i + 1),
                 decode_flops=800_000,
                 step_mflop=1250 - 50 * (i % 10),
-                steps=STEPS + 16 * i,
-                tokens=(STEPS + 16 * i) * 512,
+                steps=STEPS + 16 * (i % 10),
+                tokens=(STEPS + 16 * (i % 10)) * 512,
                 mismatch={"tokens": 0.04 * i, "params": 0.007 * i, "kv_bytes": 1 / (i + 1) - 1},
             )
         )
