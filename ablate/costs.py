@@ -12,6 +12,9 @@ from components.spec import Cost, Layer, Site
 if TYPE_CHECKING:
     from ablate.variant import Variant
 
+PER_BRANCH = ("residual", "norm", "post_norm")
+"""Slots with an instance for each of the two branches of a layer."""
+
 CostRow = tuple[str, int, Cost]
 """Label, number of instances, cost of all of them together."""
 
@@ -53,7 +56,7 @@ def table(variant: "Variant", seq_len: int) -> CostTable:
         for label, count, cost in _layer(variant, layer, seq_len):
             before = found.get(label, (0, Cost()))
             found[label] = (before[0] + count, before[1] + cost)
-    order = ("residual", "norm", "attention", *SLOT_GROUPS[2:])
+    order = (*PER_BRANCH, "attention", *(slot for slot in SLOT_GROUPS if slot not in PER_BRANCH))
     labels = sorted(found, key=lambda label: (order.index(label.split("/")[0]), label))
     rows: list[CostRow] = [("embedding", 1, embedding), *((label, *found[label]) for label in labels)]
     rows += [
@@ -69,7 +72,7 @@ def table(variant: "Variant", seq_len: int) -> CostTable:
 
 def _layer(variant: "Variant", layer: Layer, seq_len: int) -> Iterator[CostRow]:
     for part in variant.parts(layer):
-        sites = 2 if part.slot in ("residual", "norm") else 1
+        sites = 2 if part.slot in PER_BRANCH else 1
         extra = {"streams": variant.streams(layer.index)} if issubclass(part.cls, MTP) else {}
         yield (
             f"{part.slot}/{part.name}",

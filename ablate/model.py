@@ -16,7 +16,7 @@ from ablate.variant import Variant
 from components.cache import Cache, CannotDecodeError
 from components.documents import Documents
 from components.functional import cross_entropy
-from components.slots import FFN, Attention, Aux, Component, Norm, Residual
+from components.slots import FFN, Attention, Aux, Component, Norm, PostNorm, Residual
 from components.spec import Layer, Site
 
 T = TypeVar("T")
@@ -47,9 +47,11 @@ class Block(nn.Module):
         self.attention_residual = cast(Residual, variant.part("residual", layer).build())
         self.attention_norm = cast(Norm, variant.part("norm", layer).build())
         self.attention = cast(Attention, variant.part("attention", layer).build())
+        self.attention_post_norm = cast(PostNorm, variant.part("post_norm", layer).build())
         self.ffn_residual = cast(Residual, variant.part("residual", layer).build())
         self.ffn_norm = cast(Norm, variant.part("norm", layer).build())
         self.ffn = cast(FFN, variant.part("ffn", layer).build())
+        self.ffn_post_norm = cast(PostNorm, variant.part("post_norm", layer).build())
 
     def forward(
         self,
@@ -77,10 +79,10 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "b s n d"], T, Aux]:
         x, carry = self.attention_residual.read(state)
         y, beside = attention(self.attention_norm(x))
-        state = self.attention_residual.write(state, y, carry)
+        state = self.attention_residual.write(state, self.attention_post_norm(y), carry)
         x, carry = self.ffn_residual.read(state)
         y, aux = self.ffn(self.ffn_norm(x), token_ids)
-        return self.ffn_residual.write(state, y, carry), beside, aux
+        return self.ffn_residual.write(state, self.ffn_post_norm(y), carry), beside, aux
 
     def _named(self, branch: str, aux: Aux) -> Aux:
         """`diag/max_vio` becomes `diag/layers.3/ffn/max_vio`."""

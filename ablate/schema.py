@@ -11,6 +11,7 @@ from typing import Any
 SLOT_GROUPS = (
     "residual",
     "norm",
+    "post_norm",
     "position",
     "sink",
     "output_projection",
@@ -183,14 +184,24 @@ class Sweep:
     """One question: which arms, against which baseline.
 
     Attributes:
+        design: `arms` (those named), or what generates further arms from `factors`: `one_factor`,
+            `leave_one_out`, `add_one_in`, `full_factorial`, `fractional_factorial`.
+        baseline: an arm; a design has one of its own unless this says another.
         arms: arm name to overrides of the configuration, such as `{residual: prenorm}` or
             `{model.compress_ratios: csa@4*6}`.
+        factors: factor name to the overrides of its two levels, `{off: {residual: prenorm}}`; with
+            `one_factor`, a key with a list of its values, or a name with levels by name.
+        resolution: lowest that a fraction may have. At 5 main effects and two-way interactions are clear of
+            each other, at 4 main effects are clear of two-way interactions.
     """
 
     name: str = "???"
     question: str = ""
+    design: str = "arms"
     baseline: str = "???"
     arms: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, Any] = field(default_factory=dict)
+    resolution: int = 5
     search: Search = field(default_factory=Search)
     confirm: Confirm = field(default_factory=Confirm)
 
@@ -231,6 +242,7 @@ class Run:
     tracking: Tracking = field(default_factory=Tracking)
     residual: Slot = field(default_factory=Slot)
     norm: Slot = field(default_factory=Slot)
+    post_norm: Slot = field(default_factory=Slot)
     position: Slot = field(default_factory=Slot)
     sink: Slot = field(default_factory=Slot)
     output_projection: Slot = field(default_factory=Slot)

@@ -18,7 +18,7 @@ from components import registry
 from components.slots import Attention, Component, Residual
 from components.spec import Dims, Layer, Site
 
-ROOTS = ("residual", "norm", "attention", "ffn")
+ROOTS = ("residual", "norm", "post_norm", "attention", "ffn")
 """Slots that a block itself fills; all others are reached through what these use."""
 
 _POSITIVE = (
@@ -219,12 +219,13 @@ class Variant:
         return costs.table(self, seq_len)
 
     def parts(self, layer: Layer) -> Iterator[Part]:
-        """All components of a layer, each once; residual and norm stand for both of its sites."""
+        """All components of a layer, each once; residual and norms stand for both of its sites."""
         for slot in (*ROOTS, *(["mtp"] if layer in self.prediction_layers else [])):
             yield from self.part(slot, layer).walk()
 
 
 def _from_run(run: Run, vocab_size: int | None) -> Variant:
+    registry.load(run.plugins)  # a stored run is read by processes that have not loaded them yet
     model = run.model
     _check_sizes(model)
     vocabulary = model.vocab_size if vocab_size is None else vocab_size

@@ -71,6 +71,15 @@ class Norm(Component):
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]: ...
 
 
+class PostNorm(Component):
+    """What happens to a branch's output before the residual takes it. One instance per branch."""
+
+    slot = "post_norm"
+
+    @abstractmethod
+    def forward(self, y: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rotation:
     """Cosines and sines of one layer, for positions 0 … length-1."""

@@ -31,6 +31,7 @@ SIZES: dict[str, Any] = {
 SLOTS = {
     "residual": "mhc",
     "norm": "rmsnorm",
+    "post_norm": "none",
     "position": "rope",
     "sink": "per_head",
     "output_projection": "grouped",

@@ -59,6 +59,7 @@ YARN = {
 ENTRIES = {
     "residual": "mhc",
     "norm": "rmsnorm",
+    "post_norm": "none",
     "position": "rope",
     "sink": "per_head",
     "output_projection": "grouped",

@@ -7,7 +7,10 @@ import pytest
 import torch
 from test_residual import randomise, site
 from torch import Tensor
+from variants import make_variant
 
+from ablate.model import Block, build_model
+from ablate.schema import Slot
 from components import registry
 
 X = 3 * torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
@@ -57,3 +60,36 @@ def test_dynamic_tanh_starts_as_told_and_refuses_no_slope() -> None:
     torch.testing.assert_close(norm(X), torch.tanh(0.25 * X))
     with pytest.raises(ValueError, match=r"alpha_init=0\.0 must be greater than 0"):
         cls.Config(alpha_init=0.0)
+
+
+def test_a_sandwich_norm_takes_what_a_branch_gives_before_the_residual_does() -> None:
+    """Both branches of a block by hand; the residual adds."""
+    variant = make_variant(residual=Slot("prenorm"), post_norm=Slot("rmsnorm"))
+    block = randomise(Block(variant, variant.layers[0], "layers.0")).requires_grad_(False)
+    x = torch.randn(2, 7, 1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(14).view(2, 7)
+
+    def after(y: Tensor, norm: Any) -> Tensor:
+        return norm.weight * y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    u = x[:, :, 0]
+    u = u + after(block.attention(block.attention_norm(u))[0], block.attention_post_norm)
+    u = u + after(block.ffn(block.ffn_norm(u), ids)[0], block.ffn_post_norm)
+    torch.testing.assert_close(block(x, ids)[0][:, :, 0], u)
+
+
+def test_after_a_sandwich_norm_the_size_of_a_branch_does_not_matter() -> None:
+    variant = make_variant(post_norm=Slot("rmsnorm"), ffn=Slot("swiglu"))
+    model = build_model(variant).double()
+    tokens = torch.arange(20).view(2, 10)
+    before = model(tokens).logits
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.ffn.expert.down.mul_(50)  # type: ignore[union-attr]
+    close = (model(tokens).logits - before).abs().max()
+    plain = build_model(make_variant(ffn=Slot("swiglu"))).double()
+    before = plain(tokens).logits
+    with torch.no_grad():
+        for layer in plain.layers:
+            layer.ffn.expert.down.mul_(50)  # type: ignore[union-attr]
+    assert close < 0.05 * (plain(tokens).logits - before).abs().max()

@@ -1,0 +1,1 @@
+"""Normalisation of what branches give."""
