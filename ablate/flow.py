@@ -57,7 +57,6 @@ def _go(name: str, home: Home, work: Callable[[Observer], StudyView]) -> int:
     mirror.close(view)  # after the report, which it holds a copy of
     console.final(view, {**links, **mirror.links(view)})
     if interrupted or view.state != "done":
-        _say(f"Stopped; nothing is lost. Go on with: ablate resume {view.name}")
         return EXIT_INTERRUPTED if interrupted else EXIT_RESUMABLE
     return EXIT_DONE if any(row.state == "complete" for row in view.trials) else EXIT_FAILED
 
