@@ -48,7 +48,7 @@ def load(
     """Compose `sweeps/config.yaml` with `overrides` into a complete, typed and checked run.
 
     Args:
-        overrides: `group=option`, `dotted.key=value` or `~sweep.arms.NAME`.
+        overrides: `group=option`, `dotted.key=value`, `~sweep.arms.NAME` or `~sweep.factors.NAME`.
         config_dirs: folders with further group options, searched after ours.
         require_sweep: whether a sweep must be named; `show model=...` does without.
 
@@ -70,6 +70,7 @@ def load(
         if not _is_choice(override):
             tree.sources = {}  # from here on the command line speaks, not a file
             _apply(tree, override)
+    tree.design()
     run = tree.build(require_sweep)
     for name in run.sweep.arms:
         apply_arm(run, run.sweep.arms[name], name, locate(["sweep", "arms", name], {}, sources))
@@ -120,8 +121,10 @@ def _parse(text: str) -> Override:
     if key.startswith("+"):
         raise BadInputError(f"'{text}': keys cannot be added with '+'. Give an existing key as key=value.")
     if key.startswith("~"):
-        if not key.startswith("~sweep.arms."):
-            raise BadInputError(f"'{text}': only arms can be removed, as ~sweep.arms.NAME.")
+        if not key.startswith(("~sweep.arms.", "~sweep.factors.")):
+            raise BadInputError(
+                f"'{text}': only arms and factors can be removed, as ~sweep.arms.NAME or ~sweep.factors.NAME."
+            )
     elif not equals:
         raise BadInputError(f"'{text}' is not an override. Allowed: group=option or dotted.key=value.")
     if key.lstrip("~").split(".")[0] == "hydra":
@@ -156,7 +159,7 @@ def _parse(text: str) -> Override:
 def _apply(tree: Tree, override: Override) -> None:
     key = override.key_or_group
     if override.is_delete():
-        tree.remove_arm(key.removeprefix("sweep.arms."))
+        tree.remove(key)
     else:
         tree.set(key, _unquoted(override.value()))
 

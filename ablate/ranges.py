@@ -75,6 +75,7 @@ BOUNDS: dict[str, Bound] = {
     "trainer.batch_size": _COUNT,
     "trainer.evals": _COUNT,
     "trainer.checkpoint_seconds": _POSITIVE,
+    "sweep.resolution": Bound(low=3, high=11),
     "sweep.search.points": Bound(low=5, high=99),
     "sweep.search.factor": Bound(low=1, open_low=True),
     "sweep.search.extensions": _SIZE,
@@ -90,6 +91,14 @@ BOUNDS: dict[str, Bound] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "sweep.design": (
+        "arms",
+        "one_factor",
+        "leave_one_out",
+        "add_one_in",
+        "full_factorial",
+        "fractional_factorial",
+    ),
     "budget.match": ("flops", "tokens"),
     "trainer.keep_weights": ("none", "search", "confirm", "all"),
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 from ablate import db, ledger, stored
 from ablate.errors import BadInputError
 from ablate.home import Home
-from ablate.records import LrCurve, Plan, StudyView, TrialRow, Verdict
+from ablate.records import Effects, LrCurve, Plan, StudyView, TrialRow, Verdict
 
 EVENTS = 500
 """Newest events that a reading holds."""
@@ -31,7 +31,7 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         events = _events(connection, name)
         workers = _workers(connection, name)
     plan = stored.plan_from_text(study.plan)
-    curves, verdicts = _judge(study.plan, plan, trials) if with_verdicts else ((), ())
+    curves, verdicts, found = _judge(study.plan, plan, trials) if with_verdicts else ((), (), None)
     return StudyView(
         name=name,
         state=study.state,
@@ -44,6 +44,7 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         provenance=json.loads(study.provenance),
         events=events,
         workers=workers,
+        effects=found,
     )
 
 
@@ -92,13 +93,13 @@ def _workers(connection: Connection, name: str) -> dict[str, tuple[str, int, int
     return {row.name: (row.host, row.pid, row.trial, row.seen_at) for row in rows}
 
 
-Judged = tuple[tuple[LrCurve, ...], tuple[Verdict, ...]]
+Judged = tuple[tuple[LrCurve, ...], tuple[Verdict, ...], Effects | None]
 
 
 def _judge(text: str, plan: Plan, trials: Sequence[TrialRow]) -> Judged:
-    """Learning-rate curves and verdicts, judged anew only when a trial has ended."""
+    """Learning-rate curves, verdicts and effects, judged anew only when a trial has ended."""
     ended = tuple(_Same(row) for row in trials if row.result is not None)
-    return _judged(text, _Same(plan), ended) if ended else ((), ())
+    return _judged(text, _Same(plan), ended) if ended else ((), (), None)
 
 
 class _Same:
@@ -117,7 +118,8 @@ class _Same:
 
 @functools.lru_cache(maxsize=8)
 def _judged(text: str, plan: _Same, ended: tuple[_Same, ...]) -> Judged:
-    from ablate import verdict
+    from ablate import effects, verdict
 
     rows = tuple(row.value for row in ended)
-    return verdict.lr_curves(plan.value, rows), verdict.verdicts(plan.value, rows)
+    verdicts = verdict.verdicts(plan.value, rows)
+    return verdict.lr_curves(plan.value, rows), verdicts, effects.effects(plan.value, rows, verdicts)

@@ -279,6 +279,49 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What switching a factor on does to the loss, in nats; negative is better. Or two factors together.
+
+    Attributes:
+        name: the factor, or `a × b` for what both do beyond the sum of each alone.
+        aliases: what the design cannot tell from it: the estimate is the sum.
+        p_holm: adjusted over the effects of its kind.
+        kind: `inconclusive` also where doubts forbid more.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    estimate: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    kind: VerdictKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """What a design says about its factors.
+
+    Attributes:
+        design: in one sentence, with its resolution.
+        basis: what the effects are conditional on, and how their intervals come about.
+        mains, interactions: empty where the design has none of them.
+        shapley: shares of the factors in `total`, which they sum to; `p_holm` has no meaning there and is 1.
+        total: loss with all factors on less that with all off, with its interval; None where not estimated.
+        doubts: what forbids a conclusion.
+    """
+
+    design: str
+    basis: str
+    mains: tuple[Effect, ...]
+    interactions: tuple[Effect, ...] = ()
+    shapley: tuple[Effect, ...] = ()
+    total: tuple[float, float, float] | None = None
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyView:
     """One consistent reading of a study: what every table, page, report and exporter renders.
 
@@ -299,3 +342,4 @@ class StudyView:
     provenance: dict[str, str]
     events: tuple[tuple[float, str, str], ...]
     workers: dict[str, tuple[str, int, int | None, float]]
+    effects: Effects | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablate import ranges, schema
+from ablate import designs, ranges, schema
 from ablate.errors import BadInputError
 from ablate.locate import locate
 from ablate.typed import coerce, field_types
@@ -69,12 +69,38 @@ class Tree:
         for key, value in values.items():
             self.set(f"{prefix}{key}", value)
 
-    def remove_arm(self, name: str) -> None:
-        """Take an arm out of the sweep."""
-        arms = self.values["sweep"]["arms"]
-        if name not in arms:
-            raise BadInputError(f"~sweep.arms.{name}: {registry.unknown('arm', name, arms)}")
-        del arms[name]
+    def remove(self, key: str) -> None:
+        """Take an arm or a factor (`sweep.arms.NAME`, `sweep.factors.NAME`) out of the sweep."""
+        _, group, name = key.split(".", 2)
+        known = self.values["sweep"][group]
+        if name not in known:
+            raise BadInputError(f"~{key}: {registry.unknown(group.removesuffix('s'), name, known)}")
+        del known[name]
+
+    def design(self) -> None:
+        """Put the arms that the sweep's design generates beside those that are named.
+
+        Raises:
+            BadInputError: factors that make no design, or an arm that is named and generated otherwise.
+        """
+        sweep = self.values["sweep"]
+        if sweep["design"] == "arms":
+            if sweep["factors"]:
+                raise BadInputError(
+                    f"sweep.factors ({', '.join(sweep['factors'])}) have no effect with sweep.design=arms. "
+                    f"Allowed: {', '.join(ranges.CHOICES['sweep.design'][1:])}."
+                )
+            return
+        made, baseline = designs.arms(sweep["design"], sweep["factors"], sweep["resolution"])
+        for name in made.keys() & sweep["arms"].keys():
+            if plain(made[name]) != sweep["arms"][name]:
+                raise BadInputError(
+                    f"sweep.arms.{name}={sweep['arms'][name]}: sweep.design={sweep['design']} makes an arm of "
+                    f"that name, {made[name]}. Give it another name."
+                )
+        sweep["arms"] = plain(made) | sweep["arms"]
+        if sweep["baseline"] == "???":
+            sweep["baseline"] = baseline
 
     def set(self, key: str, value: Any) -> None:
         """Put a checked value at a dotted key.
@@ -107,7 +133,7 @@ class Tree:
                 cls, node = kind, node[part]
             elif last:
                 node[part] = self._value(key, value, kind)
-            elif kind == dict[str, Any]:  # open by design: the arms of a sweep
+            elif kind == dict[str, Any]:  # open by design: arms and factors of a sweep
                 node[part][".".join(parts[depth + 1 :])] = plain(value)
                 return None
             else:
@@ -239,9 +265,9 @@ def plain(value: Any) -> Any:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping; the arms of a sweep count as one value."""
+    """Dotted keys and values of a nested mapping; arms and factors of a sweep count as one value."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" != "sweep.arms":
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in ("sweep.arms", "sweep.factors"):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate import standing, units
-from ablate.console import parts, standing_parts
+from ablate.console import effects_screen, parts, standing_parts
 from ablate.records import StudyView, Verdict
 from ablate.standing import ArmStanding
 
@@ -32,6 +32,8 @@ def final(view: StudyView, links: dict[str, str]) -> None:
         console.print(_verdicts(lines, console.width))
         console.print()
         console.print(_sentences(lines))
+        if view.effects is not None:
+            effects_screen.effects(console, view.effects)
         _caveats(console, view.verdicts)
     else:
         console.print(parts.heading("No verdicts: arms so far"))

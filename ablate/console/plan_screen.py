@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import units
+from ablate import designs, units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan, optimizers_differ
 
@@ -151,7 +151,9 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
     effect = Text(f"{plan.detectable_effect:.4f} nats", style="bold").append(
         f" with 80 % power; paired noise {plan.noise_sd:.4f}, {parts.words(plan.noise_source)}", "not bold"
     )
+    layout = designs.describe(plan.run.sweep)
     return [
+        *([("design", parts.words(layout))] if layout else []),
         ("detectable effect", effect),
         *([(f"to detect {wanted.effect:g}", _seeds(wanted, len(seeds)))] if wanted else []),
         ("equivalent within", f"±{plan.run.sweep.confirm.margin:g} nats"),

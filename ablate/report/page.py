@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from ablate.records import StudyView
-from ablate.report import contents, files, table, words
+from ablate.report import contents, effects_table, files, table, words
 from ablate.report.arms import ON_DARK, Arm, confirmed, printable
 from ablate.report.drawing import VARIABLES, Drawn
 from ablate.report.reproduce import Reproduction
@@ -49,6 +49,8 @@ def html(
         missing=words.missing(view, arms),
         contrasts=contrasts,
         dots=_dots(arms),
+        effects=effects_table.effects(view),
+        effect_notes=effects_table.notes(view.effects) if view.effects else [],
         mismatches=contents.mismatches(view, arms),
         budget=contents.budget(view),
         models=contents.models(view, arms),
@@ -85,6 +87,10 @@ def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
     lines += ["", f"## {say(contrasts.caption)}", ""]
     for part in contrasts.groups:
         lines += [table.to_markdown(part)]
+    if view.effects is not None:
+        lines += ["## Effects of factors", ""]
+        lines += [f"{say(text)}\n" for text in effects_table.notes(view.effects)]
+        lines += [f"### {say(t.caption)}\n\n{table.to_markdown(t)}" for t in effects_table.effects(view)]
     lines += ["## Compute", "", table.to_markdown(contents.budget(view))]
     lines += [
         f"Study `{view.name}`, plan {view.plan.fingerprint}, data {view.plan.data_fingerprint[:16]}, "

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ablate import config, schema
+from ablate import config, designs, schema
 from ablate.errors import BadInputError
 
 FOLDER = "reproduce"
 """Folder beside the report that holds the sweep file; what `--config-dir` names."""
+
+_WHOLE = ("sweep.arms.", "sweep.factors.")
+"""Below these, a value is given as a whole."""
 
 _GROUPS = ("model", "data", "budget", "optimizer", "launcher", "tracking")
 
@@ -79,6 +82,10 @@ def _overrides(run: schema.Run) -> list[str] | None:
 def _values(run: schema.Run) -> dict[str, Any]:
     values = copy.deepcopy(schema.to_dict(run))
     values.pop("home")
+    sweep = values["sweep"]
+    if sweep["design"] != "arms":  # what the design generates needs no override
+        made, _ = designs.arms(sweep["design"], sweep["factors"], sweep["resolution"])
+        sweep["arms"] = {name: arm for name, arm in sweep["arms"].items() if name not in made}
     return values
 
 
@@ -87,7 +94,7 @@ def _changes(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> It
         key = f"{prefix}{name}"
         if name not in want:
             yield f"~{key}"
-        elif isinstance(want[name], dict) and isinstance(have.get(name), dict) and prefix != "sweep.arms.":
+        elif isinstance(want[name], dict) and isinstance(have.get(name), dict) and prefix not in _WHOLE:
             yield from _changes(have[name], want[name], f"{key}.")
         elif want[name] != have.get(name):
             yield f"{key}={_text(want[name])}"
