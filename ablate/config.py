@@ -293,12 +293,8 @@ def _load_plugins(parsed: list[Override], folders: list[Path]) -> None:
                 names += [str(n) for n in (_yaml(path).get("plugins") or [])]
     try:
         registry.load(names)
-    except ImportError as error:
-        if error.name and any(error.name.split(".")[0] == name.split(".")[0] for name in names):
-            raise BadInputError(
-                f"plugins={names}: no package named '{error.name}' can be imported."
-            ) from error
-        raise
+    except registry.PluginError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.model import LanguageModel
 from ablate.variant import Variant
-from components import registry
 from components.cache import Cache, CannotDecodeError
 
 if TYPE_CHECKING:
@@ -99,7 +98,6 @@ def load(folder: Path, home: Home) -> Trained:
     if not (folder / CONFIG).is_file():
         raise BadInputError(f"{folder} has no {CONFIG} beside its {WEIGHTS}.")
     run = schema.from_dict(json.loads((folder / CONFIG).read_text()))
-    registry.load(run.plugins)
     tokens = home.tokens / data.fingerprint(run.data)
     if not tokens.is_dir():
         raise BadInputError(

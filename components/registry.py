@@ -17,6 +17,10 @@ class UnknownNameError(ValueError):
     """A slot, component or option that does not exist; the message lists what does and the nearest match."""
 
 
+class PluginError(ValueError):
+    """A package of components that cannot be imported; the message says which, who named it, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One registered component.
@@ -71,18 +75,35 @@ def register(name: str, *, source: str) -> Callable[[C], C]:
 
 
 def load(plugins: Iterable[str] = ()) -> None:
-    """Import every module under `components`, every installed entry point and every named plugin package, once."""
-    for package in ("components", *plugins):
-        if package in _loaded:
-            continue
-        module = importlib.import_module(package)
-        for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{package}."):
-            importlib.import_module(info.name)
-        _loaded.add(package)
+    """Import every module under `components`, under what installed entry points name, and under `plugins`, once.
+
+    Raises:
+        PluginError: a package that is not there, or cannot be imported.
+    """
+    _import("components")
     if ENTRY_POINT_GROUP not in _loaded:
         for point in entry_points(group=ENTRY_POINT_GROUP):
-            point.load()
+            by = point.dist.name if point.dist else "an unknown distribution"
+            _import_plugin(point.module, f"entry point {point.name} of {by}: {point.module}")
         _loaded.add(ENTRY_POINT_GROUP)
+    for package in plugins:
+        _import_plugin(package, f"plugins={package}")
+
+
+def _import_plugin(package: str, named: str) -> None:
+    try:
+        _import(package)
+    except (ImportError, ValueError) as error:
+        raise PluginError(f"{named} cannot be imported: {error}.") from error
+
+
+def _import(package: str) -> None:
+    if package in _loaded:
+        return
+    module = importlib.import_module(package)
+    for info in pkgutil.walk_packages(getattr(module, "__path__", []), f"{package}."):
+        importlib.import_module(info.name)
+    _loaded.add(package)
 
 
 def get(slot: str, name: str) -> Entry:
