@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ablate.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, AblateError
+from ablate.jsonable import jsonable
 
 if TYPE_CHECKING:
     from ablate.home import Home
@@ -25,6 +26,8 @@ app = typer.Typer(
 
 data_app = typer.Typer(name="data", help="The text that models train on.", no_args_is_help=True)
 app.add_typer(data_app)
+mlflow_app = typer.Typer(name="mlflow", help="The mirror of studies in MLflow.", no_args_is_help=True)
+app.add_typer(mlflow_app)
 
 
 def _complete_override(incomplete: str) -> list[str]:
@@ -131,7 +134,7 @@ def plan(
     made = make_plan(loaded, Home.at(loaded.home))
     wanted = None if detect is None else detection(made, detect)
     if as_json:
-        _print_json(_jsonable(made) | ({"detect": _jsonable(wanted)} if wanted else {}))
+        _print_json(jsonable(made) | ({"detect": jsonable(wanted)} if wanted else {}))
     else:
         console.plan(made, wanted)
 
@@ -169,7 +172,7 @@ def status(study: StudyName = None, home: HomeOption = None, as_json: AsJson = F
 
     view = _view(study, home)
     if as_json:
-        _print_json(_jsonable(view))
+        _print_json(jsonable(view))
     else:
         console.status(view)
 
@@ -188,10 +191,8 @@ def report(
     view = _view(study, home)
     paths = reports.write(view, to or _home(home).report(view.name))
     if as_json:
-        verdicts = [_jsonable(verdict) for verdict in view.verdicts]
-        _print_json(
-            {"study": view.name, "state": view.state, "verdicts": verdicts, "files": _jsonable(paths)}
-        )
+        verdicts = [jsonable(verdict) for verdict in view.verdicts]
+        _print_json({"study": view.name, "state": view.state, "verdicts": verdicts, "files": jsonable(paths)})
     else:
         console.final(view, {kind: str(path) for kind, path in paths.items()})
 
@@ -211,6 +212,22 @@ def dashboard(
     portal.serve(at, _find(study, at), host, port)
 
 
+@mlflow_app.command("sync")
+def mlflow_sync(study: StudyName = None, home: HomeOption = None, as_json: AsJson = False) -> None:
+    """Bring a study's mirror up to date from the study database, or make it anew where it is gone."""
+    from ablate import tracking
+
+    view, at = _view(study, home), _home(home)
+    settings = view.plan.run.tracking
+    changed = tracking.Exporter(at, settings).sync(view)
+    store, pages = tracking.where(at, settings), tracking.links(at, settings, view)
+    if as_json:
+        _print_json({"study": view.name, "store": store, "changed": changed, "links": pages})
+    else:
+        print(f"{view.name}: {changed} runs written to {store}")
+        print("\n".join(f"  {title:<28}{url}" for title, url in pages.items()))
+
+
 @app.command("list")
 def list_(
     what: Annotated[
@@ -221,14 +238,15 @@ def list_(
             show_default=False,
         ),
     ],
+    overrides: Overrides = None,
     config_dir: ConfigDirs = None,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what can be chosen: components of the registry, config groups, studies."""
+    """List what can be chosen: components with what they cost in a model, config groups, studies."""
     from ablate import catalogue
 
-    rows = catalogue.rows(what, config_dir or [], home)
+    rows = catalogue.rows(what, overrides or [], config_dir or [], home)
     if as_json:
         _print_json(rows)
     else:
@@ -316,7 +334,7 @@ def export(
 
     files = exporting.export(trained, form, out, _home(home))
     if as_json:
-        _print_json({"format": form, "files": _jsonable(files)})
+        _print_json({"format": form, "files": jsonable(files)})
     else:
         print("\n".join(map(str, files)))
 
@@ -352,19 +370,6 @@ def _view(prefix: str | None, home: str | None) -> "StudyView":
 
     at = _home(home)
     return study.view(_find(prefix, at), at)
-
-
-def _jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and paths as JSON; a variant as its canonical form."""
-    if hasattr(value, "canonical") and hasattr(value, "fingerprint"):
-        return {"fingerprint": value.fingerprint, **value.canonical()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _print_json(value: Any) -> None:

@@ -1,10 +1,8 @@
 """The portal's own pages: the list of studies, a study as it runs and ends, and its data."""
 
-import dataclasses
 import gzip
 import hashlib
 import json
-import math
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,6 +18,7 @@ from starlette.routing import Route
 from ablate import standing, tracking, units
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
+from ablate.jsonable import jsonable
 from ablate.records import StudyView
 from ablate.tracking_runs import RESTING
 from dashboards import guard, tables
@@ -230,21 +229,6 @@ def plotly_script() -> bytes:
     from plotly.offline import get_plotlyjs
 
     return gzip.compress(get_plotlyjs().encode(), 5)
-
-
-def jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and paths as JSON; a variant as its canonical form; infinities and NaN as null."""
-    if hasattr(value, "canonical") and hasattr(value, "fingerprint"):
-        return {"fingerprint": value.fingerprint, **jsonable(value.canonical())}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _html(template: str, status: int = 200, **context: Any) -> HTMLResponse:

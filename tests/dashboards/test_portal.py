@@ -16,9 +16,10 @@ from starlette.testclient import TestClient
 from ablate import schema
 from ablate.errors import BadInputError
 from ablate.home import Home
+from ablate.jsonable import jsonable
 from ablate.records import StudyView
 from ablate.tracking import Exporter
-from dashboards import pages, portal
+from dashboards import portal
 from dashboards.live import Studies
 
 PAYLOAD = "<img src=x onerror=alert(1)>\"']{}</script>"
@@ -88,7 +89,7 @@ def test_a_running_study_shows_what_is_under_way_and_no_verdict(client: TestClie
 def test_the_data_is_the_view(client: TestClient, views: dict[str, StudyView]):
     data = client.get("/studies/done-1/view.json").json()
     view = views["done-1"]
-    assert data["verdicts"] == pages.jsonable(view.verdicts)
+    assert data["verdicts"] == jsonable(view.verdicts)
     assert [row["result"]["val_loss"] for row in data["trials"]] == [
         row.result.val_loss if row.result else None for row in view.trials
     ]
@@ -289,7 +290,7 @@ def test_the_first_page_comes_soon_and_without_the_engines(home: Home):
 
 
 def test_json_has_no_infinity():
-    assert json.dumps(pages.jsonable({"a": [float("inf"), float("nan"), 1.5]})) == '{"a": [null, null, 1.5]}'
+    assert json.dumps(jsonable({"a": [float("inf"), float("nan"), 1.5]})) == '{"a": [null, null, 1.5]}'
 
 
 def test_studies_at_their_very_beginning_and_in_trouble(home: Home):
