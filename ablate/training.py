@@ -31,6 +31,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 _LOOKS = 100
 """Times per trial that the training loss is looked at for divergence."""
@@ -61,7 +62,7 @@ def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> Trial
     try:
         if trial.step < spec.steps:
             _trainer(run, spec.steps - trial.step, driver).fit(trial, _loader(trial))
-    except StopTraining:
+    except (StopTraining, SIGTERMException):  # Lightning sees the signal first where it comes during a step
         driver.save(trial)
         return trial.result("interrupted", None, "asked to stop")
     except Diverged as found:

@@ -157,6 +157,7 @@ class Worker:
         self, claim: Claim, meter: TrialMeter, result: TrialResult | None, error: BaseException | None
     ) -> None:
         computed = meter.computed_steps
+        interrupted = result is not None and result.outcome == "interrupted"
         max_attempts = self._plan.run.launcher.max_attempts
         with self._engine.begin() as connection:
             if meter.superseded:
@@ -164,13 +165,13 @@ class Worker:
                 db.note(connection, self._study, "superseded", text)
             elif meter.failure:
                 queue.finish(connection, claim, queue.failed(claim.spec, computed, meter.failure), computed)
-            elif meter.stopped:
+            elif meter.stopped or (interrupted and self.asked_by):
                 queue.give_up(connection, claim, computed, f"stopped at step {computed}")
             elif isinstance(error, OSError):  # a full disk or a lost mount says nothing about the trial
                 queue.give_up(connection, claim, computed, describe(error), max_attempts)
             elif error is not None:
                 queue.finish(connection, claim, queue.failed(claim.spec, computed, describe(error)), computed)
-            elif result is None or result.outcome == "interrupted":
+            elif result is None or interrupted:
                 queue.give_up(connection, claim, computed, "interrupted, though nobody asked", max_attempts)
             else:
                 queue.finish(connection, claim, result, computed)

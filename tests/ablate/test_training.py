@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import math
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -285,3 +287,26 @@ def test_tables_balanced_by_frequency_know_the_training_text(corpus: Corpus, tmp
     for layer in range(5):
         wanted = make_table(HashRouter.Config(**options), (corpus.vocab_size, 2), 4, layer, tokens)
         assert torch.equal(saved[f"layers.{layer}.ffn.router.tid2eid"], wanted)
+
+
+def test_a_signal_during_a_step_stops_after_it(corpus: Corpus, tmp_path: Path) -> None:
+    """Lightning's own handler runs between our steps; the trial must end as one that was asked to stop."""
+    spec, heard = _spec(corpus), []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+
+    class Signalled(Purse):
+        def debit(self, step: int, steps: int) -> None:
+            super().debit(step, steps)
+            if step == 4 and not heard:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        part = training.train(spec, corpus, tmp_path, Signalled())
+        assert heard == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (part.outcome, part.steps) == ("interrupted", 5)
+    rest = Purse()
+    assert training.train(spec, corpus, tmp_path, rest).outcome == "complete"
+    assert rest.paid == list(range(5, STEPS))
