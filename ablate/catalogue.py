@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ablate import config
+from ablate import config, explain, pricing, units
 from ablate.errors import BadInputError
 from ablate.home import Home
+from ablate.schema import Run
 from components import registry
 
 PLURALS = {
@@ -18,34 +20,46 @@ PLURALS = {
 }
 
 
-def rows(what: str, config_dirs: Sequence[Path], home: str | None) -> list[dict[str, str]]:
+def rows(
+    what: str, overrides: Sequence[str], config_dirs: Sequence[Path], home: str | None
+) -> list[dict[str, Any]]:
     """One row per thing of a kind: components (all, or of one slot), options of a config group, or studies.
 
+    Args:
+        overrides: of the configuration in whose model components are priced.
+
     Raises:
-        BadInputError: no such kind.
+        BadInputError: no such kind, or overrides where none have a meaning.
     """
-    if what == "components":
-        return [_component(entry) for entry in registry.entries()]
-    if what in registry.slots():
-        return [_component(entry) for entry in registry.entries(what)]
-    if what == "studies":
-        return _studies(Home.at(home))
     group = PLURALS.get(what, what)
-    if group in config.GROUPS:
-        found = config.options(group, config_dirs)
-        return [
-            {"name": name, "summary": text, "file": str(config.file_of(group, name, config_dirs))}
-            for name, text in found.items()
-        ]
-    allowed = ["components", "studies", *PLURALS, "data", "tracking", *registry.slots()]
-    raise BadInputError(f"list {what}: {registry.unknown('kind', what, allowed)}")
+    if what == "studies" or (group in config.GROUPS and what != "optimizer"):
+        if overrides:
+            raise BadInputError(f"list {what} {overrides[0]}: overrides only matter to costs of components.")
+        return _studies(Home.at(home)) if what == "studies" else _options(group, config_dirs)
+    run = config.load(
+        overrides, config_dirs, require_sweep=False
+    )  # brings plugins, and the model to price in
+    if what != "components" and what not in registry.slots():
+        allowed = ["components", "studies", *PLURALS, "data", "tracking", *registry.slots()]
+        raise BadInputError(f"list {what}: {registry.unknown('kind', what, allowed)}")
+    seq_len = pricing.sequence_length(run, overrides)
+    entries = registry.entries(None if what == "components" else what)
+    return [_component(entry, run, seq_len) for entry in entries]
 
 
-def _component(entry: registry.Entry) -> dict[str, str]:
-    return {"slot": entry.slot, "name": entry.name, "summary": entry.summary, "source": entry.source}
+def _options(group: str, config_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    found = config.options(group, config_dirs)
+    files = {name: str(config.file_of(group, name, config_dirs)) for name in found}
+    return [{"name": name, "summary": text, "file": files[name]} for name, text in found.items()]
 
 
-def _studies(home: Home) -> list[dict[str, str]]:
+def _component(entry: registry.Entry, run: Run, seq_len: int) -> dict[str, Any]:
+    cost = explain.facts(pricing.price(entry, run, seq_len), run, seq_len)
+    facts = {"slot": entry.slot, "name": entry.name, "summary": entry.summary, "source": entry.source}
+    return {**facts, "cost": cost}
+
+
+def _studies(home: Home) -> list[dict[str, Any]]:
     if not home.database.exists():
         return []
     from ablate import study
@@ -62,22 +76,47 @@ def _studies(home: Home) -> list[dict[str, str]]:
     ]
 
 
-def print_rows(found: Sequence[dict[str, str]]) -> None:
+def print_rows(found: Sequence[dict[str, Any]]) -> None:
     """As a table, columns as wide as the terminal allows."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     if not found:
         console.print("none yet")
         return
-    columns = [name for name in found[0] if name != "file"]
+    columns = [name for name in found[0] if name not in ("file", "cost")]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(
             name, style="bold" if name == "name" else "", no_wrap=name in ("slot", "name", "state")
         )
+    if "cost" in found[0]:
+        table.add_column("parameters", justify="right", no_wrap=True)
+        table.add_column("train FLOP/token", justify="right")
     for row in found:
-        table.add_row(*(row[name] for name in columns))
+        cells = [str(row[name]) for name in columns] + (_cost(row["cost"]) if "cost" in row else [])
+        table.add_row(*map(Text, cells))  # brackets in formulas are no markup
     console.print(table)
+    priced = [row["cost"] for row in found if row.get("cost")]
+    if priced:
+        console.print(
+            Text(
+                f"Cost: of all instances in model={priced[0]['model']} at {priced[0]['seq_len']:,} tokens per "
+                "sequence, the entry wherever its slot occurs, without the parts it uses; an optimizer's own work, "
+                "spread over the tokens of a step. Another model: ablate list components model=NAME. "
+                "More about one: ablate show SLOT/NAME."
+            )
+        )
+
+
+def _cost(cost: dict[str, Any] | None) -> list[str]:
+    """Parameters and training FLOPs per token; `-` where the model has no place for the entry."""
+    if cost is None:
+        return ["-", "-"]
+    return [
+        f"{cost['params']:,}" if cost["instances"] else "",
+        units.flops(cost["train_flops_per_token"]).removesuffix("FLOP").strip(),
+    ]

@@ -12,15 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ablate import config, schema, units
+from ablate import config, explain, pricing, schema, units
 from ablate.costs import CostTable
 from ablate.errors import BadInputError
 from ablate.variant import Variant
 from components import registry
-from components.spec import Cost, search_space
-
-LONG_SEQUENCE = 4096
-"""Tokens at which a model with a vocabulary of its own is priced, unless `trainer.seq_len` says otherwise."""
+from components.spec import Cost
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,21 @@ def show(what: Sequence[str], config_dirs: Sequence[Path]) -> Shown:
         return _sweep(config.load(list(what), config_dirs))
     if "=" in first:
         return model(list(what), config_dirs)
-    slot, slash, name = first.partition("/")
-    if slash:
-        try:
-            return _component(registry.get(slot, name))
-        except registry.UnknownNameError as error:
-            raise BadInputError(f"show {first}: {error}") from error
+    if "/" in first:
+        return _component(first, what[1:], config_dirs)
     raise BadInputError(f"show {first}: nothing of that form. Allowed: model=NAME, SLOT/NAME, sweep=NAME.")
+
+
+def _component(named: str, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Shown:
+    run = config.load(
+        overrides, config_dirs, require_sweep=False
+    )  # brings plugins, and the model to price in
+    slot, _, name = named.partition("/")
+    try:
+        entry = registry.get(slot, name)
+    except registry.UnknownNameError as error:
+        raise BadInputError(f"show {named}: {error}") from error
+    return Shown(*explain.component(entry, run, pricing.sequence_length(run, overrides)))
 
 
 def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
@@ -60,9 +65,7 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     from ablate import optimization
 
     run = config.load(overrides, config_dirs, require_sweep=False)
-    seq_len = run.trainer.seq_len
-    if run.model.vocab_size and not any(text.startswith("trainer") for text in overrides):
-        seq_len = LONG_SEQUENCE
+    seq_len = pricing.sequence_length(run, overrides)
     variant = Variant.from_run(run, run.model.vocab_size or run.data.vocab_size)
     variant.check(seq_len)
     table = variant.costs(seq_len)
@@ -172,50 +175,6 @@ def _layers(variant: Variant) -> RenderableType:
     return Group(strip.append(marks), legend)
 
 
-def _component(entry: registry.Entry) -> Shown:
-    ranges = search_space(entry.cls.Config)
-    options = {f.name: f for f in dataclasses.fields(entry.cls.Config)}
-    data = {
-        "slot": entry.slot,
-        "name": entry.name,
-        "summary": entry.summary,
-        "description": (entry.cls.__doc__ or "").strip(),
-        "source": entry.source,
-        "uses": list(entry.cls.uses),
-        "options": {
-            name: {
-                "type": getattr(f.type, "__name__", str(f.type)),
-                "default": None if f.default is dataclasses.MISSING else f.default,
-                "range": dataclasses.asdict(ranges[name]) if name in ranges else None,
-            }
-            for name, f in options.items()
-        },
-    }
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("option", "type", "default", "search range"):
-        table.add_column(column)
-    for name, facts in data["options"].items():
-        table.add_row(name, facts["type"], str(facts["default"]), _range(ranges.get(name)))
-    parts: list[RenderableType] = [
-        Text.from_markup(f"[bold]{entry.slot}/{entry.name}[/]  [dim]{escape(entry.source)}[/]"),
-        Text(),
-        Text("\n".join(line.strip() for line in data["description"].splitlines())),
-        Text(),
-        table if options else Text("no options"),
-    ]
-    if entry.cls.uses:
-        parts.append(Text(f"uses the slots: {', '.join(entry.cls.uses)}"))
-    return Shown(data, Group(*parts))
-
-
-def _range(bounds: Any) -> str:
-    if bounds is None:
-        return ""
-    if bounds.choices:
-        return ", ".join(map(str, bounds.choices))
-    return f"{bounds.low} … {bounds.high}{' (log)' if bounds.log else ''}"
-
-
 def _sweep(run: schema.Run) -> Shown:
     sweep = run.sweep
     data = {**dataclasses.asdict(sweep), "model": run.model.name, "budget": dataclasses.asdict(run.budget)}
@@ -228,7 +187,8 @@ def _sweep(run: schema.Run) -> Shown:
     head = Text.from_markup(f"[bold]{escape(sweep.name)}[/]  {escape(sweep.question)}")
     facts = Text(
         f"model {run.model.name}; {sweep.search.points} learning rates and up to "
-        f"{sweep.search.extensions} more per arm, {sweep.confirm.replicates} fresh seeds; "
+        f"{sweep.search.extensions} more per arm, {sweep.confirm.seeds} fresh seeds"
+        f"{' at most' if sweep.confirm.looks else ''}; "
         f"equal {run.budget.match}, {run.budget.per_trial} per trial, "
         f"total {run.budget.total or 'as planned'}"
     )

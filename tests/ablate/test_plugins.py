@@ -179,7 +179,7 @@ def test_a_sweep_trains_it_in_worker_processes(
     status = json.loads(_ablate(home, path, "status", "--json").stdout)
     assert status["state"] == "done"
     losses = {
-        arm: [row["result"]["val_loss"] for row in status["trials"] if row["arm"] == arm]
+        arm: [row["result"]["val_loss"] for row in status["trials"] if row["spec"]["arm"] == arm]
         for arm in ("rmsnorm", "one_gain")
     }
     assert len(losses["rmsnorm"]) == len(losses["one_gain"]) == 7
