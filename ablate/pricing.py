@@ -52,7 +52,7 @@ def price(entry: Entry, run: Run, seq_len: int) -> Price | None:
         flops = optimization.flops_per_step(chosen, Variant.from_run(run, vocab_size))
         return Price(0, 0, 0, flops / run.trainer.batch_size / run.trainer.seq_len)
     try:
-        variant = Variant.from_run(_with(entry, run, vocab_size), vocab_size)
+        variant = Variant.from_run(with_entry(entry, run, vocab_size), vocab_size)
         rows = variant.costs(seq_len).rows
     except (BadInputError, ValueError):  # sizes that the entry cannot work with
         return None
@@ -66,7 +66,7 @@ def _sum(own: Sequence[CostRow], ends: Sequence[CostRow], seq_len: int) -> Price
     return Price(instances, cost.params, cost.active_params, cost.train_flops / seq_len)
 
 
-def _with(entry: Entry, run: Run, vocab_size: int) -> Run:
+def with_entry(entry: Entry, run: Run, vocab_size: int) -> Run:
     """The run with the entry wherever its slot occurs."""
     if issubclass(entry.cls, Attention):
         token = _token(entry, Variant.from_run(run, vocab_size))

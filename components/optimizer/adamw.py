@@ -16,9 +16,13 @@ class AdamWConfig:
     """Options of `optimizer/adamw`; defaults are DeepSeek-V4's."""
 
     beta1: float = searchable(0.9, low=0.8, high=0.95)
+    """Decay of the running mean of gradients."""
     beta2: float = searchable(0.95, low=0.9, high=0.999)
+    """Decay of the running mean of their squares."""
     eps: float = searchable(1e-20, low=1e-20, high=1e-6, log=True)
+    """Added to the root mean square that a step is divided by."""
     weight_decay: float = searchable(0.1, low=0.01, high=1.0, log=True)
+    """Share of a weight that a step takes away, per unit of the learning rate."""
     decayed: str = searchable("matrices", choices=DECAYED)
     """What weight decay acts on: `matrices` (tensors of two or more axes), or `all` parameters."""
 

@@ -30,8 +30,11 @@ class Lion(Optimizer):
         lr_scale: float = searchable(0.3, low=0.1, high=1.0, log=True)
         """Its learning rate as a multiple of `optimizer.lr`."""
         beta1: float = searchable(0.9, low=0.8, high=0.98)
+        """Share of the momentum in what the sign is taken of."""
         beta2: float = searchable(0.99, low=0.9, high=0.999)
+        """Decay of the momentum."""
         weight_decay: float = searchable(0.3, low=0.03, high=3.0, log=True)
+        """Share of a weight that a step takes away, per unit of the scaled learning rate."""
         decayed: str = searchable("matrices", choices=DECAYED)
         """What weight decay acts on: `matrices` (tensors of two or more axes), or `all` parameters."""
 

@@ -28,6 +28,7 @@ class MuonConfig(AdamWConfig):
     newton_schulz: str = searchable("hybrid", choices=tuple(STEPS))
     """`hybrid`: eight fast steps and two exact ones. `quintic`: Jordan's five."""
     momentum: float = searchable(0.95, low=0.8, high=0.98)
+    """Decay of the sum of gradients that matrices move by."""
     update_rms: float = searchable(0.18, low=0.1, high=0.4, log=True)
     """Root mean square of an update over the learning rate, where all singular values are 1."""
 

@@ -38,6 +38,7 @@ class HashRouter(Gate):
         first, each to the k experts with the fewest tokens so far, as counted in the training text. Until
         `prepare` has brought the counts, all ids count as equally frequent."""
         table_seed: int = 0
+        """Another seed draws other tables."""
 
         def __post_init__(self) -> None:
             if self.kind not in KINDS:
