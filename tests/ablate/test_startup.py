@@ -43,6 +43,7 @@ def test_help_is_fast_and_names_every_command() -> None:
         "status",
         "report",
         "dashboard",
+        "mlflow",
         "list",
         "show",
         "generate",
