@@ -1,7 +1,7 @@
 """`ablate show`: a model's parameters, FLOPs and layers without allocating it, a component, or a sweep."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,34 +92,32 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     return Shown(data, _model_picture(run.model.name, variant, seq_len, table, notes))
 
 
+_WIDE = 100
+"""Columns of a terminal that all columns of the cost table fit in."""
+
+
 def _model_picture(
     name: str, variant: Variant, seq_len: int, costs: CostTable, remarks: Sequence[str]
 ) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("component")
-    for column in (
-        "count",
-        "parameters",
-        "active",
-        "forward FLOP/token",
-        "train FLOP/token",
-        "KV bytes/token",
-        "share",
-    ):
-        table.add_column(column, justify="right")
+    table.add_column("component", overflow="fold")  # a name may be cut in two, a number never
+    columns: dict[str, Callable[[str, Cost], str]] = {
+        "n": lambda count, _: count,
+        "parameters": lambda _, cost: f"{cost.params:,}",
+        "active": lambda _, cost: f"{cost.active_params:,}",
+        "forward\nFLOP/token": lambda _, cost: units.count(cost.forward_flops / seq_len),
+        "train\nFLOP/token": lambda _, cost: units.count(cost.train_flops / seq_len),
+        "KV bytes\nper token": lambda _, cost: f"{cost.kv_bytes / seq_len:,.1f}" if cost.kv_bytes else "",
+        "share": lambda _, cost: f"{cost.train_flops / costs.total.train_flops:.1%}",
+    }
+    if Console().width < _WIDE:
+        for column in ("n", "forward\nFLOP/token", "share"):
+            del columns[column]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
 
     def add(label: str, count: str, cost: Cost, style: str = "") -> None:
-        table.add_row(
-            label,
-            count,
-            f"{cost.params:,}",
-            f"{cost.active_params:,}",
-            f"{cost.forward_flops / seq_len:,.0f}",
-            f"{cost.train_flops / seq_len:,.0f}",
-            f"{cost.kv_bytes / seq_len:,.1f}" if cost.kv_bytes else "",
-            f"{cost.train_flops / costs.total.train_flops:.1%}",
-            style=style,
-        )
+        table.add_row(label, *(cell(count, cost) for cell in columns.values()), style=style)
 
     for label, count, cost in costs.backbone_rows:
         add(label, str(count), cost)

@@ -120,6 +120,15 @@ def test_show_prices_the_mini_model_exactly_without_allocating_it(tmp_path: Path
     assert sum(row["params"] for row in shown["components"]) == 3_066_509_741
 
 
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_show_never_cuts_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    done = _ablate(tmp_path, "show", "model=v4_mini_3b")
+    for number in ("3,066,509,741", "1,084,701,101", "3,165,669,952", "1,113,082,432"):
+        assert number in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= int(columns)
+
+
 @pytest.mark.parametrize(
     ("name", "params", "active"),
     [("v4_flash", 284_332_230_231, 13_799_622_231), ("v4_pro", 1_572_997_179_491, 49_779_058_787)],

@@ -205,25 +205,3 @@ def test_status_answers_in_json(folder: Path, first: subprocess.CompletedProcess
     answer = _run(folder, "status", "--home", str(folder / "home"), "--json")
     assert answer.returncode == 0
     assert json.loads(answer.stdout)["state"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["modle.hidden_size=8"], ["modle", "model"]),
-        (["residual=mch"], ["mch", "mhc"]),
-        (["sweep.arms.csa={model.compress_ratios: csa@4*3}"], ["csa@4*3", "4"]),
-        (["budget.per_trial=2e6"], ["budget.per_trial=2e6", "Smallest"]),
-        (["data.files=[/no/such/file.txt]"], ["/no/such/file.txt"]),
-        (["home=/proc/nowhere"], ["/proc/nowhere", "home="]),
-    ],
-)
-def test_bad_input_ends_before_anything_is_spent(
-    folder: Path, overrides: list[str], words: list[str]
-) -> None:
-    done = _run(folder, "run", *_overrides(folder, "bad", *overrides))
-    assert done.returncode == 2, done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (folder / "bad" / "ablate.db").exists()
