@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 
-def _ablate(home: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def _ablate(home: Path, *args: str, columns: str = "160") -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "ABLATE_HOME": str(home),
         "OMP_NUM_THREADS": "1",
-        "COLUMNS": "160",
+        "COLUMNS": columns,
         "NO_COLOR": "1",
     }
     return subprocess.run(
@@ -37,8 +37,9 @@ def _ablate(home: Path, *args: str) -> subprocess.CompletedProcess[str]:
         (["budget.per_trial=2e6"], ["budget.per_trial=2", "Smallest that works"]),
         (["data=text", "data.files=[/no/such/file.txt]"], ["/no/such/file.txt"]),
         (["trainer.batch_size=-1"], ["trainer.batch_size=-1", "at least 1"]),
+        (["home=/proc/nowhere"], ["home=/proc/nowhere", "ABLATE_HOME"]),
     ],
-    ids=["key", "group", "component", "length", "ratio", "budget", "path", "range"],
+    ids=["key", "group", "component", "length", "ratio", "budget", "path", "range", "home"],
 )
 def test_bad_input_ends_with_two_and_one_message_and_writes_nothing(
     tmp_path: Path, args: list[str], words: list[str]
@@ -121,9 +122,8 @@ def test_show_prices_the_mini_model_exactly_without_allocating_it(tmp_path: Path
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_show_never_cuts_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    done = _ablate(tmp_path, "show", "model=v4_mini_3b")
+def test_show_never_cuts_a_number(tmp_path: Path, columns: str) -> None:
+    done = _ablate(tmp_path, "show", "model=v4_mini_3b", columns=columns)
     for number in ("3,066,509,741", "1,084,701,101", "3,165,669,952", "1,113,082,432"):
         assert number in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= int(columns)
