@@ -51,7 +51,7 @@ def noise(run: Run, views: Sequence[StudyView]) -> tuple[float, str]:
 def seconds(run: Run, arms: Sequence[ArmPlan], workers: int, views: Sequence[StudyView]) -> float | None:
     """Wall time of the study, or None on a device that no earlier trial has measured."""
     search, confirm = run.sweep.search, run.sweep.confirm
-    per_arm = search.points + search.extensions + confirm.replicates
+    per_arm = search.points + search.extensions + confirm.seeds
     rate = _measured_rate(run, views)
     if rate is None:
         if run.trainer.device != "cpu":

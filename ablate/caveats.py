@@ -34,7 +34,9 @@ class Evidence:
         confirmed: all ended confirm trials of the two arms, also those without a partner or a loss.
         searched: all ended search trials of the two arms.
         curves: tuning of the arm and of the baseline, where there is any.
-        alpha: error rate of this contrast at the strictest step of Holm's procedure.
+        alpha: error rate of this contrast at the strictest step of Holm's procedure, at its last look.
+        planned: pairs that the design judges by: those of the last look, else those there are.
+        stopped: whether an arm was decided before its last look.
         decided: whether a difference, or equivalence, is established.
     """
 
@@ -47,6 +49,8 @@ class Evidence:
     curves: tuple[LrCurve, ...]
     contrast: stats.Contrast
     alpha: float
+    planned: int
+    stopped: bool
     decided: bool
 
     @property
@@ -147,12 +151,12 @@ def _underpowered(e: Evidence) -> Iterator[Caveat]:
     c, margin = e.contrast, e.plan.run.sweep.confirm.margin
     if e.decided or c.n < 2:
         return
-    detectable = c.sd * stats.mde(c.n, e.alpha)
+    detectable = c.sd * stats.mde(e.planned, e.alpha)
     if detectable > margin:
         seeds = stats.seeds_needed(margin / c.sd, e.alpha)
         needed = f"{seeds} seeds" if seeds else "more than 10000 seeds"
         text = (
-            f"{c.n} pairs find {detectable:.3f} nats with 80 % power, and the margin is {margin:g}: "
+            f"{e.planned} pairs find {detectable:.3f} nats with 80 % power, and the margin is {margin:g}: "
             f"to find that would take {needed} (sweep.confirm.replicates)"
         )
         yield _warning("UNDERPOWERED", text)
@@ -212,6 +216,17 @@ def _diverged(e: Evidence) -> Iterator[Caveat]:
         more = e.arm if counts[0] * counts[3] > counts[2] * counts[1] else e.baseline
         text = f"{more.name} diverges more often (p={p:.3f}): the difference is one of stability"
         yield _blocker("ASYMMETRIC_DIVERGENCE", text)
+
+
+def _early_stop(e: Evidence) -> Iterator[Caveat]:
+    """Stopping when a difference is large keeps the error rate and the interval, but not the mean."""
+    if e.stopped and e.decided:
+        looks = e.plan.run.sweep.confirm.looks
+        text = (
+            f"decided after {e.contrast.n} of at most {looks[-1]} pairs: stopping early flatters the mean, "
+            "its interval allows for that"
+        )
+        yield _warning("EARLY_STOP", text)
 
 
 def _regime_flip(e: Evidence) -> Iterator[Caveat]:
@@ -296,6 +311,7 @@ _RULES = (
     _diverged,
     _tune_parity,
     _underpowered,
+    _early_stop,
     _regime_flip,
     _inactive,
     _winner_shrink,

@@ -91,9 +91,10 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         caps=caps,
         lr_grid=_grid(run),
         search_seed=seed,
-        confirm_seeds=tuple(seed + 1 + i for i in range(run.sweep.confirm.replicates)),
+        confirm_seeds=tuple(seed + 1 + i for i in range(run.sweep.confirm.seeds)),
         data_fingerprint=data_fingerprint,
-        detectable_effect=_detectable(run, sd),
+        detectable_effect=(detectable := _detectable(run, sd)),
+        expected_mflop=_expected(run, sd, detectable, allowance),
         noise_sd=sd,
         noise_source=source,
         workers=workers,
@@ -130,7 +131,7 @@ def divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]
     """Allowance per trial, total, and caps per phase, all in MFLOP."""
     search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
     searched = len(run.sweep.arms) * (search.points + search.extensions)
-    confirmed = len(run.sweep.arms) * confirm.replicates
+    confirmed = len(run.sweep.arms) * confirm.seeds
     trials = searched + confirmed
     per_trial, total = run.budget.per_trial, run.budget.total
     if per_trial is None and total is None:
@@ -312,11 +313,31 @@ def _grid(run: schema.Run) -> tuple[float, ...]:
 
 def _detectable(run: schema.Run, sd: float) -> float:
     """Nats that the confirm design finds with 80 % power at the strictest step of Holm's procedure."""
-    from ablate import stats
+    from ablate import sequential, stats
 
     contrasts = len(run.sweep.arms) - 1
     confirm = run.sweep.confirm
+    if confirm.looks:
+        return sd * sequential.detectable(confirm.alpha / contrasts, confirm.looks)
     return sd * stats.mde(confirm.replicates, confirm.alpha / contrasts, 0.8)
+
+
+def _expected(run: schema.Run, sd: float, detectable: float, allowance: int) -> dict[str, int]:
+    """MFLOP that confirming with looks will take, by how much arms truly differ."""
+    from ablate import sequential
+
+    confirm = run.sweep.confirm
+    if not confirm.looks:
+        return {}
+    contrasts = len(run.sweep.arms) - 1
+    effects = {"equal": 0.0, "detectable": detectable, "twice detectable": 2 * detectable}
+    return {
+        name: round(
+            allowance
+            * sequential.expected_trials(effect, sd, contrasts, confirm.alpha, confirm.margin, confirm.looks)
+        )
+        for name, effect in effects.items()
+    }
 
 
 def _fingerprint(

@@ -62,6 +62,8 @@ class Plan:
         search_seed, confirm_seeds: disjoint, so that selection and estimation never share a run.
         detectable_effect: nats that the confirm design finds with 80 % power, under `noise_sd`.
         noise_sd: standard deviation of paired differences that this assumes, and `noise_source` where from.
+        expected_mflop: of the confirm phase with looks, by how much arms truly differ from the baseline
+            (`equal`, `detectable`, `twice detectable`); empty with a fixed number of seeds.
         estimated_seconds: wall time with the planned workers, or None where nothing is known.
     """
 
@@ -83,6 +85,7 @@ class Plan:
     workers: int
     estimated_seconds: float | None
     warnings: tuple[str, ...] = ()
+    expected_mflop: dict[str, int] = field(default_factory=dict)
 
     @property
     def baseline(self) -> ArmPlan:

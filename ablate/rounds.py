@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ablate import confirmation
 from ablate.records import Phase, Plan
 
 Tried = tuple[float, float | None, str]
@@ -61,13 +62,20 @@ def search(plan: Plan, tried: Mapping[str, Tried]) -> Rounds:
     return Rounds(tuple(slots), True, f"{settings.extensions} extensions of the grid are used up")
 
 
-def confirm(plan: Plan, rates: Mapping[str, float]) -> tuple[Slot, ...]:
-    """Trials on fresh seeds, all arms of one seed together. Arms without a rate are left out."""
+def confirm(plan: Plan, rates: Mapping[str, float], ended: confirmation.Ended) -> tuple[Slot, ...]:
+    """Trials on fresh seeds, all arms of one seed together. Arms without a rate are left out.
+
+    Args:
+        ended: losses of ended confirm trials. With looks they decide which arms get more seeds.
+    """
+    wanted = dict.fromkeys(rates, len(plan.confirm_seeds))
+    if plan.run.sweep.confirm.looks:
+        wanted = confirmation.play(plan, rates, ended).wanted
     return tuple(
         Slot(f"confirm/{arm.name}/{i}", "confirm", arm.name, i, seed, rates[arm.name])
         for i, seed in enumerate(plan.confirm_seeds)
         for arm in plan.arms
-        if arm.name in rates
+        if i < wanted.get(arm.name, 0)
     )
 
 

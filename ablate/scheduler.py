@@ -14,16 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, select, update
 
-from ablate import db, faults, ledger, queue, rounds, stored
+from ablate import confirmation, db, faults, ledger, queue, rounds, stored
 from ablate.home import Home
 from ablate.records import Plan, TrialSpec
 from ablate.rounds import Slot
+from ablate.sequential import Decision
 from ablate.trials import spec_for
 
 if TYPE_CHECKING:
     from ablate.search import Search
 
 ENDED = ("complete", "diverged", "failed", "cancelled")
+
+
+_DECIDED: dict[Decision, str] = {
+    "difference": "a difference is established",
+    "equivalent": "equivalence is established",
+    "futile": "hardly any chance of a verdict is left",
+    "open": "nothing is established",
+}
 
 
 class Scheduler:
@@ -179,7 +188,25 @@ class Scheduler:
                 self._say_once("arm_lost", f"{arm.name}: no learning rate trained, so it is not confirmed")
         if self._plan.baseline.name not in rates:
             return []  # nothing to compare with
-        return [slot for slot in rounds.confirm(self._plan, rates) if slot.key not in have]
+        ended = {
+            (row.arm, stored.spec_from_text(row.spec).replicate): (
+                _tried(row)[1] if row.state in ("complete", "diverged") else None
+            )
+            for row in rows
+            if row.phase == "confirm" and row.state in ENDED
+        }
+        self._say_decisions(rates, ended)
+        return [slot for slot in rounds.confirm(self._plan, rates, ended) if slot.key not in have]
+
+    def _say_decisions(self, rates: dict[str, float], ended: confirmation.Ended) -> None:
+        """Name the arms that the looks so far have stopped."""
+        if not self._plan.run.sweep.confirm.looks:
+            return
+        looks = confirmation.play(self._plan, rates, ended)
+        for arm, decision in looks.decisions.items():
+            if decision != "continue":
+                pairs = looks.seen[arm][-1].n
+                self._say_once("look", f"{arm}: {_DECIDED[decision]} after {pairs} pairs")
 
     def _rates(self, rows: Sequence[db.Found]) -> dict[str, float]:
         """Tuned learning rate by arm, of arms that have one."""

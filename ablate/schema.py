@@ -169,14 +169,21 @@ class Confirm:
     """Fresh paired seeds on which verdicts stand.
 
     Attributes:
-        replicates: seeds per arm.
+        replicates: seeds per arm, where there are no looks.
+        looks: seeds at which arms are looked at, such as `[3, 5, 8]`; an arm that is decided gets no more.
         margin: nats within which a difference counts as equivalent.
         alpha: family-wise error rate over the sweep's contrasts.
     """
 
     replicates: int = 6
+    looks: list[int] = field(default_factory=list)
     margin: float = 0.01
     alpha: float = 0.05
+
+    @property
+    def seeds(self) -> int:
+        """Seeds per arm at most."""
+        return self.looks[-1] if self.looks else self.replicates
 
 
 @dataclass

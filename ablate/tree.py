@@ -7,6 +7,7 @@ value, what is allowed, nearest match, and where it stands.
 import copy
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,19 @@ class Tree:
         found = locate(key.split("."), value, self.sources)
         return f" ({found})" if found else ""
 
+    def _check_looks(self, sweep: Mapping[str, Any]) -> None:
+        looks, bound = sweep["confirm"]["looks"], ranges.BOUNDS["sweep.confirm.replicates"]
+        if any(b <= a for a, b in itertools.pairwise(looks)) or not all(map(bound.holds, looks)):
+            raise BadInputError(
+                f"sweep.confirm.looks={looks} is not a row of looks{self.place}. "
+                f"Allowed: ascending numbers of seeds, each {bound}, such as [3, 5, 8]; or [] for one look."
+            )
+        if looks and sweep["design"] in designs.CROSSED:
+            raise BadInputError(
+                f"sweep.confirm.looks={looks} stops arms early, but effects of sweep.design={sweep['design']} "
+                f"take all arms on all seeds{self.place}. Allowed: [], with sweep.confirm.replicates."
+            )
+
     def build(self, require_sweep: bool) -> schema.Run:
         """The typed run, once nothing mandatory is missing."""
         for key, value in leaves(self.values):
@@ -232,6 +246,7 @@ class Tree:
             if not isinstance(value, str) and not bound.holds(value):
                 raise BadInputError(f"{key}={value} is out of range{self.place}. Allowed: {bound}.")
         sweep = self.values["sweep"]
+        self._check_looks(sweep)
         if require_sweep:
             if len(sweep["arms"]) < 2:
                 raise BadInputError(

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from ablate import caveats, rounds, stats
+from ablate import caveats, confirmation, rounds, sequential, stats
 from ablate.caveats import Evidence, loss
 from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, VerdictKind
 
@@ -61,18 +61,31 @@ def verdicts(plan: Plan, rows: Sequence[TrialRow]) -> tuple[Verdict, ...]:
     """A verdict for every arm that shares at least one confirm seed with the baseline.
 
     Holm's procedure runs over all contrasts that the sweep planned; those without a pair yet count as p = 1.
+    With looks, pairs count when a look has seen them, and p-values and intervals hold for all looks together.
     """
     settings = plan.run.sweep.confirm
     confirmed = _phase(rows, "confirm")
     others = [arm for arm in plan.arms if not arm.is_baseline]
-    paired = {arm.name: _pairs(confirmed, arm, plan.baseline) for arm in others}
-    contrasts = {
-        name: stats.contrast(*_losses(pairs), settings.margin, CONFIDENCE)
-        for name, pairs in paired.items()
-        if pairs
-    }
-    adjusted = stats.holm([contrasts[arm.name].p_t if arm.name in contrasts else 1.0 for arm in others])
     curves = lr_curves(plan, rows)
+    paired = {arm.name: _pairs(confirmed, arm, plan.baseline) for arm in others}
+    alpha = settings.alpha / len(others)
+    if settings.looks:
+        played = _looks(plan, confirmed, curves)
+        seen = {name: settings.looks[len(past) - 1] for name, past in played.seen.items() if past}
+        paired = {
+            name: tuple(pair for pair in paired[name] if pair[0].spec.replicate < n)
+            for name, n in seen.items()
+        }
+        contrasts = {name: sequential.whole(played.seen[name], CONFIDENCE, settings.looks) for name in seen}
+        alpha = sequential.levels(alpha, settings.looks)[-1]
+    else:
+        seen = {name: len(pairs) for name, pairs in paired.items()}
+        contrasts = {
+            name: stats.contrast(*_losses(pairs), settings.margin, CONFIDENCE)
+            for name, pairs in paired.items()
+            if pairs
+        }
+    adjusted = stats.holm([contrasts[arm.name].p_t if arm.name in contrasts else 1.0 for arm in others])
     made = []
     for arm, p_holm in zip(others, adjusted, strict=True):
         if arm.name not in contrasts:
@@ -89,11 +102,19 @@ def verdicts(plan: Plan, rows: Sequence[TrialRow]) -> tuple[Verdict, ...]:
             searched=tuple(row for row in _phase(rows, "search") if row.spec.arm in both),
             curves=tuple(curve for name in both for curve in curves if curve.arm == name),
             contrast=contrast,
-            alpha=settings.alpha / len(others),
+            alpha=alpha,
+            planned=settings.seeds if settings.looks else contrast.n,
+            stopped=bool(settings.looks) and seen[arm.name] < settings.seeds,
             decided=found != "inconclusive",
         )
         made.append(_verdict(evidence, found, p_holm, len(others)))
     return tuple(made)
+
+
+def _looks(plan: Plan, confirmed: Sequence[TrialRow], curves: Sequence[LrCurve]) -> confirmation.Looks:
+    """The looks so far, at the arms that have a learning rate to be confirmed with."""
+    ended = {(row.spec.arm, row.spec.replicate): loss(row) for row in confirmed if row.result is not None}
+    return confirmation.play(plan, [curve.arm for curve in curves if curve.best is not None], ended)
 
 
 def _phase(rows: Sequence[TrialRow], phase: str) -> list[TrialRow]:
@@ -132,7 +153,7 @@ def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> 
     own = [row for row, _ in e.pairs]
     raised = caveats.raised(e)
     kind = "inconclusive" if any(caveat.blocks for caveat in raised) else found
-    detectable = contrast.sd * stats.mde(contrast.n, e.alpha)
+    detectable = contrast.sd * stats.mde(e.planned, e.alpha)
     level = _level(e)
     bits = [row.result.val_bpb for row in own if row.result and row.result.val_bpb is not None]
     return Verdict(
@@ -184,10 +205,12 @@ def _sentence(
     if c.n == 1:
         head = f"{names}: {c.delta:+.3f} nats at equal {equal} (n=1 paired seed)"
     else:
+        looks = e.plan.run.sweep.confirm.looks
+        over = f" over looks at {', '.join(map(str, looks))}" if looks else ""
         p = "p<0.001" if p_holm < 0.001 else f"p={p_holm:.3f}"
         head = (
             f"{names}: {c.delta:+.3f} ± {(c.high - c.low) / 2:.3f} nats at equal {equal} "
-            f"({CONFIDENCE:.0%} t-CI, n={c.n} paired seeds, {p} Holm/{contrasts})"
+            f"({CONFIDENCE:.0%} t-CI{over}, n={c.n} paired seeds, {p} Holm/{contrasts})"
         )
     costs = ", ".join(f"{name} {value:+.0%}" for name, value in _costs(e) if round(value, 2))
     ids = ", ".join(dict.fromkeys(caveat.id for caveat in raised))

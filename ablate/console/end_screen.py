@@ -161,9 +161,12 @@ def _next(console: Console, view: StudyView) -> None:
         steps.append((f"ablate resume {view.name}", "go on; what is done costs nothing again"))
     steps.append((f"ablate dashboard {view.name}", "open the pages above in a browser"))
     if any(found.kind == "inconclusive" for found in view.verdicts) and view.state == "done":
-        more = 2 * view.plan.run.sweep.confirm.replicates
+        confirm = view.plan.run.sweep.confirm
+        more = 2 * confirm.seeds
+        key = "replicates" if not confirm.looks else "looks"
+        value = str(more) if not confirm.looks else "[" + ",".join(map(str, [*confirm.looks, more])) + "]"
         steps.append(
-            (f"sweep.confirm.replicates={more}", "with the same command: more seeds, narrower intervals")
+            (f"sweep.confirm.{key}={value}", "with the same command: more seeds, narrower intervals")
         )
     console.print(parts.heading("Next"))
     width = max(len(command) for command, _ in steps)

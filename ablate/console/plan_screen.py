@@ -1,5 +1,6 @@
 """The plan: what a study will do and cost, before anything is spent."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -129,7 +130,7 @@ def _budget(plan: Plan) -> Table:
         spread += f", and up to {extensions} more each while a best is at an edge"
     details = {
         "search": (spread, arms * (points + extensions)),
-        "confirm": (f"{arms} arms × {seeds} fresh seeds, the same for all arms", arms * seeds),
+        "confirm": (f"{arms} arms × {_confirmed(plan)}", arms * seeds),
         "contingency": ("work done again after a crash; never an arm's", None),
     }
     table = parts.table("phase", ("trials", "right"), ("at most", "right"), "for")
@@ -140,6 +141,17 @@ def _budget(plan: Plan) -> Table:
     per_trial = f"{units.compute(plan.trial_mflop)} per trial"
     table.add_row(Text("total", "bold"), "", Text(units.compute(plan.total_mflop), "bold"), Text(per_trial))
     return table
+
+
+def _confirmed(plan: Plan) -> str:
+    looks = plan.run.sweep.confirm.looks
+    if not looks:
+        return f"{len(plan.confirm_seeds)} fresh seeds, the same for all arms"
+    return f"at most {looks[-1]} fresh seeds; looks at {_listed(looks)} end what is decided"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Text]]:
@@ -156,6 +168,7 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         *([("design", parts.words(layout))] if layout else []),
         ("detectable effect", effect),
         *([(f"to detect {wanted.effect:g}", _seeds(wanted, len(seeds)))] if wanted else []),
+        *([("expected to confirm", _expected(plan))] if plan.expected_mflop else []),
         ("equivalent within", f"±{plan.run.sweep.confirm.margin:g} nats"),
         ("learning rates", ", ".join(map(parts.rate, plan.lr_grid))),
         ("seeds", f"search {plan.search_seed}; confirm {confirmed}"),
@@ -167,6 +180,17 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         ("workers", f"{plan.workers} on {trainer.device}"),
         ("time", time),
     ]
+
+
+def _expected(plan: Plan) -> str:
+    """What looks are expected to leave of the confirm phase's cap, by how much arms truly differ."""
+    words = {"equal": "if all arms are equal", "detectable": "if all differ by the detectable effect"}
+    words["twice detectable"] = "if by twice that"
+    cap = plan.caps["confirm"]
+    return "; ".join(
+        f"{units.compute(mflop)} ({mflop / cap:.0%}) {words[name]}"
+        for name, mflop in plan.expected_mflop.items()
+    )
 
 
 def _seeds(wanted: "Detection", planned: int) -> Text:

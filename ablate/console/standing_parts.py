@@ -106,7 +106,8 @@ def progress_rows(view: StudyView, width: int, elapsed: float | None = None) -> 
         own = [row for row in view.trials if row.spec.phase == name]
         over = name == "search" and standing.phase(view) == "confirm"
         expected = len(own) if over else planned_trials(view.plan, name)
-        limit = f"≤ {expected}" if name == "search" and not over else str(expected)
+        open_ended = not over if name == "search" else bool(view.plan.run.sweep.confirm.looks)
+        limit = f"≤ {expected}" if open_ended else str(expected)
         done = sum(standing.share(row) if row.state == "running" else standing.ended(row) for row in own)
         counts = trial_counts(own, limit) if own else f"{limit} trials to come"
         rows.append((name, parts.bar(done / max(1, expected), size).append(f" {counts}", style="default")))

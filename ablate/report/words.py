@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ablate import registration as fixed
 from ablate import units
 from ablate.records import StudyView, Verdict
 from ablate.report import formats
@@ -104,7 +105,8 @@ def missing(view: StudyView, arms: dict[str, Arm]) -> list[str]:
         )
     done, planned = confirmed(view), len(view.plan.confirm_seeds)
     short = [f"{arm.label} {len(done[name])}" for name, arm in arms.items() if len(done[name]) < planned]
-    if short:
+    stopped = view.state == "done" and view.plan.run.sweep.confirm.looks
+    if short and not stopped:
         lines.append(f"Fresh seeds that ended, of {planned} planned: {formats.listing(short, 12)}.")
     judged = {verdict.arm for verdict in view.verdicts}
     without = [arm.label for name, arm in arms.items() if name not in judged and not arm.is_baseline]
@@ -120,12 +122,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
     plan, sweep = view.plan, view.plan.run.sweep
     base = arms[plan.baseline.name].label
     others = [arm.label for arm in arms.values() if not arm.is_baseline]
-    search, confirm = sweep.search, sweep.confirm
-    stopping = (
-        f"Fixed: {search.points} learning rates per arm, up to {search.extensions} more where the best is at "
-        f"the edge, then {confirm.replicates} fresh seeds per arm; or the end of the compute. No look at "
-        f"results changes it."
-    )
+    confirm = sweep.confirm
     return [
         ("Question", plan.question),
         ("Arms", formats.listing([arm.label for arm in arms.values()], 60)),
@@ -136,7 +133,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
         ("Equal between arms", MATCHED[plan.run.budget.match]),
         ("Margin of equivalence", f"{confirm.margin:g} nats"),
         ("Family-wise error rate", f"{confirm.alpha:g}"),
-        ("Replicates", str(confirm.replicates)),
+        ("Seeds per arm", f"at most {confirm.seeds}" if confirm.looks else str(confirm.seeds)),
         ("Seeds", f"search {plan.search_seed}; confirm {', '.join(map(str, plan.confirm_seeds))}"),
         ("Learning rates", ", ".join(f"{rate:.4g}" for rate in plan.lr_grid)),
         ("Compute per trial", units.compute(plan.trial_mflop)),
@@ -146,7 +143,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
             f"{plan.detectable_effect:.4f} nats with 80 % power, if paired differences scatter by "
             f"{plan.noise_sd:.4f} ({plan.noise_source})",
         ),
-        ("Stopping rule", stopping),
+        ("Stopping rule", fixed.stopping_rule(sweep)),
         ("Fingerprint of the plan", plan.fingerprint),
     ]
 

@@ -96,7 +96,7 @@ def test_extensions_are_bounded():
 
 def test_confirm_keeps_the_arms_of_a_seed_together():
     plan = small_studies.plan(replicates=3)
-    slots = rounds.confirm(plan, {"dense": 3e-3, "csa": 6e-3})
+    slots = rounds.confirm(plan, {"dense": 3e-3, "csa": 6e-3}, {})
     assert [(s.replicate, s.arm) for s in slots] == [(i, arm) for i in range(3) for arm in ("dense", "csa")]
     assert {s.seed for s in slots} == set(plan.confirm_seeds)
     assert plan.search_seed not in {s.seed for s in slots}
