@@ -1,14 +1,18 @@
 """`ablate list`: what can be chosen, and where it comes from."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablate import config, explain, pricing, units
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.schema import Run
 from components import registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLURALS = {
     "models": "model",
@@ -87,36 +91,52 @@ def print_rows(found: Sequence[dict[str, Any]]) -> None:
     if not found:
         console.print("none yet")
         return
-    columns = [name for name in found[0] if name not in ("file", "cost")]
+    if "slot" in found[0]:
+        _print_components(console, found)
+        return
+    columns = [name for name in found[0] if name != "file"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(
-            name, style="bold" if name == "name" else "", no_wrap=name in ("slot", "name", "state")
-        )
-    if "cost" in found[0]:
-        table.add_column("parameters", justify="right", no_wrap=True)
-        table.add_column("train FLOP/token", justify="right")
+        table.add_column(name, style="bold" if name == "name" else "", no_wrap=name in ("name", "state"))
     for row in found:
-        cells = [str(row[name]) for name in columns] + (_cost(row["cost"]) if "cost" in row else [])
-        table.add_row(*map(Text, cells))  # brackets in formulas are no markup
+        table.add_row(*(Text(str(row[name])) for name in columns))
     console.print(table)
-    priced = [row["cost"] for row in found if row.get("cost")]
+
+
+def _print_components(console: "Console", found: Sequence[dict[str, Any]]) -> None:
+    """By slot: name, cost, and below the line what it is from."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("component", style="bold", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("FLOP/token", justify="right", no_wrap=True)
+    table.add_column("what it is, and its source")
+    for slot, rows in itertools.groupby(found, key=lambda row: row["slot"]):
+        table.add_row(Text(slot, "bold cyan"))
+        for row in rows:
+            text = Text(row["summary"]).append(
+                f"\n{row['source']}", "dim"
+            )  # brackets in formulas are no markup
+            table.add_row("  " + row["name"], *_cost(row["cost"]), text)
+    console.print(table)
+    priced = [row["cost"] for row in found if row["cost"]]
     if priced:
         console.print(
             Text(
-                f"Cost: of all instances in model={priced[0]['model']} at {priced[0]['seq_len']:,} tokens per "
-                "sequence, the entry wherever its slot occurs, without the parts it uses; an optimizer's own work, "
-                "spread over the tokens of a step. Another model: ablate list components model=NAME. "
-                "More about one: ablate show SLOT/NAME."
+                f"Cost: parameters and training FLOPs per token of all instances in model={priced[0]['model']} at "
+                f"{priced[0]['seq_len']:,} tokens per sequence, with the entry wherever its slot occurs, without the "
+                "parts it uses; for an optimizer its own work, spread over the tokens of a step. Another model: "
+                "ablate list components model=NAME. More about one: ablate show SLOT/NAME."
             )
         )
 
 
-def _cost(cost: dict[str, Any] | None) -> list[str]:
+def _cost(cost: dict[str, Any] | None) -> tuple[str, str]:
     """Parameters and training FLOPs per token; `-` where the model has no place for the entry."""
     if cost is None:
-        return ["-", "-"]
-    return [
-        f"{cost['params']:,}" if cost["instances"] else "",
-        units.flops(cost["train_flops_per_token"]).removesuffix("FLOP").strip(),
-    ]
+        return "-", "-"
+    flops = units.flops(cost["train_flops_per_token"]).removesuffix("FLOP").strip()
+    return f"{cost['params']:,}" if cost["instances"] else "", flops

@@ -106,18 +106,31 @@ def _shown(*args: str, columns: int = 400) -> str:
 def test_the_list_has_every_entry_with_slot_line_source_and_cost() -> None:
     text = _shown("list", "components")
     lines = text.splitlines()
+    places = {entry.slot: lines.index(f" {entry.slot}".ljust(len(lines[0]))) for entry in ENTRIES}
+    run = config.load(["model=micro"], require_sweep=False)
     for entry in ENTRIES:
-        (line,) = [
-            line for line in lines if line.split()[:2] == [entry.slot, entry.name] and entry.source in line
-        ]
-        assert entry.summary in line  # brackets of formulas too
+        here = range(places[entry.slot] + 1, len(lines))
+        at = next(i for i in here if lines[i].split()[:1] == [entry.name])
+        assert entry.summary in lines[at]  # brackets of formulas too
+        assert entry.source in lines[at + 1]
+        price = pricing.price(entry, run, 256)
+        assert price is not None
+        if price.instances:
+            assert lines[at].split()[1] == f"{price.params:,}"
     assert "model=micro at 256 tokens" in text
     rows = {f"{row['slot']}/{row['name']}": row for row in json.loads(_shown("list", "components", "--json"))}
-    run = config.load(["model=micro"], require_sweep=False)
+    assert set(rows) == {f"{entry.slot}/{entry.name}" for entry in ENTRIES}
     wanted = pricing.price(registry.get("residual", "mhc"), run, 256)
     assert wanted is not None
     assert rows["residual/mhc"]["cost"] == {"model": "micro", "seq_len": 256, **dataclasses.asdict(wanted)}
-    assert f"{wanted.params:,}" in next(line for line in lines if line.split()[:2] == ["residual", "mhc"])
+
+
+def test_narrow_terminals_cut_neither_names_nor_numbers() -> None:
+    text = _shown("list", "components", "model=v4_mini_3b", columns=80)
+    assert "2,477,260,800" in text
+    assert "attention_residual" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "softmax([q" in text
 
 
 def test_another_model_prices_the_list() -> None:
