@@ -40,7 +40,8 @@ def forest(view: StudyView) -> "Figure":
             }
         )
     margin, base = verdicts[0].margin, as_text(faces[view.plan.baseline.name].label)
-    figure = figure_of(traces, "difference in loss, nats", "", 110 + 44 * len(labels))
+    row = 44 if len(labels) <= 12 else 28  # pixels
+    figure = figure_of(traces, "difference in loss, nats", "", 110 + row * len(labels))
     figure.update_yaxes(type="category", categoryarray=labels, range=[len(labels) - 0.5, -0.7])
     figure.update_xaxes(nticks=6)
     figure.add_vrect(-margin, margin, fillcolor=BAND, line_width=0, layer="below")
