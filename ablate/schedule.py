@@ -1,22 +1,34 @@
 """Per-layer attention schedules: from text, tokens or official integers to layers, and back to short text.
 
     schedule = item {"," item}
-    item     = (token | "(" schedule ")") ["*" count]
+    item     = unit ["*" [count]]
+    unit     = token | ["interleave" | "ramp"] "(" schedule ")"
     token    = mechanism ["@" ratio] {":" option} | integer
     option   = "k" topk | "overlap" | "no_overlap"
 
 Mechanisms are names of `attention` entries; `swa` is short for `sliding_window`. Integers are the official
 `compress_ratios`: 0 sliding window, 4 CSA, any other HCA.
+
+`*` without a count takes all layers that are left, once per schedule, so that a pattern fits any depth:
+
+    constant     csa@4*
+    alternating  (csa@4,hca@128)*
+    first and last layers of their own      swa*2,(csa@4,hca@128)*,swa
+    composition  interleave(dense*3,swa*)   3 dense layers spread evenly among windows
+    ramp         ramp(swa,csa@4,hca@128)*   in depth thirds; `ramp(...)*12` has 12 layers
+    explicit     swa,csa@4,csa@4,hca@128    or a list
 """
 
 import difflib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ablate import pattern
 from ablate.errors import BadInputError
+from ablate.pattern import Stretch
 from components.spec import Layer
 
 KEY = "model.compress_ratios"
@@ -44,14 +56,12 @@ def parse(
         BadInputError: names the key, the value, and what was expected or the nearest token.
     """
     if isinstance(value, str):
-        fields = _Parser(value, value, defaults).schedule()
+        fields = _Parser(value, value, defaults).schedule(num_hidden_layers)
     elif isinstance(value, Sequence) and value:
-        fields = []
         for item in value:
-            text = str(item)
             if isinstance(item, bool) or not isinstance(item, int | str):
                 raise BadInputError(f"{KEY}: {item!r} is neither a token nor an integer.")
-            fields += _Parser(text, _shown(value), defaults).schedule()
+        fields = _Parser(",".join(map(str, value)), _shown(value), defaults).schedule(num_hidden_layers)
         extra = len(fields) - num_hidden_layers
         if 0 < extra == num_nextn_predict_layers and all(isinstance(item, int) for item in value):
             if any(value[num_hidden_layers:]):
@@ -103,37 +113,74 @@ class _Parser:
         self.defaults = defaults
         self.at = 0
 
-    def schedule(self) -> list[dict[str, Any]]:
-        layers = self._items()
+    def schedule(self, length: int) -> list[pattern.Fields]:
+        """Layers of the whole text, of which something may fill up a model of `length` layers."""
+        whole = self._items(pattern.concatenate)
         if self.at < len(self.text):
             raise self._error(f"unexpected '{self.text[self.at :]}'")
-        return layers
+        if not whole.fills:
+            return whole.layers(whole.fixed)
+        if whole.fixed > length:
+            raise self._error(
+                f"{length} layers (model.num_hidden_layers={length}) leave too few to '*' without a count; "
+                f"the whole needs at least {whole.fixed}"
+            )
+        return whole.layers(length)
 
-    def _items(self) -> list[dict[str, Any]]:
-        layers = self._item()
+    def _items(self, join: Callable[[list[Stretch], str], Stretch]) -> Stretch:
+        start, parts = self.at, [self._item()]
         while self._take(","):
-            layers += self._item()
-        return layers
+            parts.append(self._item())
+        filling = [part.text for part in parts if part.fills]
+        if len(filling) > 1:
+            raise self._error(f"'{filling[0]}' and '{filling[1]}' cannot both take what is left")
+        return join(parts, self.text[start : self.at])
 
-    def _item(self) -> list[dict[str, Any]]:
-        if self._take("("):
-            block = self._items()
-            if not self._take(")"):
-                raise self._error("a '(' is never closed")
+    def _item(self) -> Stretch:
+        start = self.at
+        stretched = self._take("ramp(")
+        if stretched:
+            unit = self._group(pattern.concatenate)
+            if unit.fills:
+                raise self._error(f"a ramp gives its levels their counts; '{unit.text}' has one of its own")
+        elif self._take("interleave("):
+            unit = self._group(pattern.interleave)
+        elif self._take("("):
+            unit = self._group(pattern.concatenate)
         else:
             end = re.compile(r"[,()*]|$").search(self.text, self.at)
             assert end is not None
             word = self.text[self.at : end.start()]
             self.at = end.start()
-            block = [self._layer(word)]
+            unit = pattern.one(word, self._layer(word))
         if not self._take("*"):
-            return block
-        count = re.compile(r"\d*").match(self.text, self.at)
-        assert count is not None
-        self.at = count.end()
-        if not count.group() or not 1 <= int(count.group()) <= MAX_LAYERS // len(block):
-            raise self._error(f"'*{count.group()}' is not a count of repetitions from 1 to {MAX_LAYERS}")
-        return [dict(layer) for _ in range(int(count.group())) for layer in block]
+            return unit
+        if unit.fills:
+            raise self._error(f"'{unit.text}' takes what is left and cannot be repeated")
+        times = self._count(unit, stretched)
+        text = self.text[start : self.at]
+        if stretched:
+            return pattern.ramp(unit, text, times)
+        return pattern.cycle(unit, text) if times is None else pattern.repeat(unit, text, times)
+
+    def _group(self, join: Callable[[list[Stretch], str], Stretch]) -> Stretch:
+        unit = self._items(join)
+        if not self._take(")"):
+            raise self._error("a '(' is never closed")
+        return unit
+
+    def _count(self, unit: Stretch, stretched: bool) -> int | None:
+        """The number after a `*`, or None where there is none."""
+        found = re.compile(r"\d*").match(self.text, self.at)
+        assert found is not None
+        self.at = found.end()
+        if not found.group() and self.text[self.at : self.at + 1] in ("", ",", ")"):
+            return None
+        least, most = (unit.fixed, MAX_LAYERS) if stretched else (1, MAX_LAYERS // unit.fixed)
+        if not found.group() or not least <= int(found.group()) <= most:
+            what = "layers" if stretched else "repetitions"
+            raise self._error(f"'*{found.group()}' is not a count of {what} from {least} to {MAX_LAYERS}")
+        return int(found.group())
 
     def _layer(self, word: str) -> dict[str, Any]:
         if not word:
@@ -180,9 +227,9 @@ class _Parser:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"{hint} Allowed: {', '.join(names)}"
 
-    def _take(self, char: str) -> bool:
-        found = self.text.startswith(char, self.at)
-        self.at += found
+    def _take(self, text: str) -> bool:
+        found = self.text.startswith(text, self.at)
+        self.at += len(text) if found else 0
         return found
 
     def _error(self, problem: str) -> BadInputError:
