@@ -140,6 +140,8 @@ def _model_picture(
 
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red", "white")
+_SPARE = "123456789abcdefghijklmnopqrstuvwxyz"
+"""Letters of kinds of layers whose own are taken."""
 
 
 def _layers(variant: Variant) -> RenderableType:
@@ -152,7 +154,7 @@ def _layers(variant: Variant) -> RenderableType:
     legend = Text()
     taken: set[str] = set()
     for (attention, ratio, overlap, topk), members in kinds.items():
-        letter = next((c for c in (*attention.upper(), *"123456789") if c.isalnum() and c not in taken), "?")
+        letter = next((c for c in (*attention.upper(), *_SPARE) if c.isalnum() and c not in taken), "?")
         colour = _COLOURS[len(taken) % len(_COLOURS)]
         taken.add(letter)
         letters |= dict.fromkeys(members, (letter, colour))
@@ -162,15 +164,20 @@ def _layers(variant: Variant) -> RenderableType:
         legend.append(f"  {letter} ", style=f"bold {colour}").append(
             f"{attention}{', ' if options else ''}{', '.join(options)}: {len(members)} layers\n"
         )
-    strip = Text("schedule ").append(variant.schedule + "\n  ")
-    for index in sorted(letters):
-        strip.append(letters[index][0] + " ", style=f"bold {letters[index][1]}")
-    marks = Text("\n")
+    strip = Text("schedule ").append(variant.schedule + "\n")
     hashed = [index for index, router in routers.items() if router == "hash"]
+    in_a_row = max(1, (Console().width - 2) // 2)
+    for start in range(0, len(letters), in_a_row):
+        row = sorted(letters)[start : start + in_a_row]
+        strip.append("  ")
+        for index in row:
+            strip.append(letters[index][0] + " ", style=f"bold {letters[index][1]}")
+        strip.append("\n")
+        if any(index in hashed for index in row):
+            strip.append("  " + "".join("# " if index in hashed else "· " for index in row) + "\n")
     if hashed:
-        marks.append("  " + "".join("# " if index in hashed else "· " for index in sorted(letters)))
-        marks.append(" # routed by hash\n")
-    return Group(strip.append(marks), legend)
+        legend.append(f"  # routed by hash: {len(hashed)} layers\n")
+    return Group(strip, legend)
 
 
 def _sweep(run: schema.Run) -> Shown:
