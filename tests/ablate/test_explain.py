@@ -160,3 +160,21 @@ def test_configurations_of_a_run_are_kept_where_they_are_the_entrys_own() -> Non
     assert two is not None
     assert four is not None
     assert two.params < four.params
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_the_picture_has_a_letter_per_layer_in_rows_that_fit_with_hash_marks_below(columns: int) -> None:
+    schedule = "swa,dense,csa@4,csa@8,hca@16,hca@112,nsa@16,moba@64,mla,gated_deltanet,csa@4:k7,csa@4:no_overlap,swa*"
+    lines = _shown(
+        "show", "model=v4_mini_3b", f"model.compress_ratios={schedule}", columns=columns
+    ).splitlines()
+    strips = [line.split() for line in lines if line.strip() and all(len(word) == 1 for word in line.split())]
+    rows = [letter for strip in strips if not set(strip) & set("#·") for letter in strip]
+    marks = [mark for strip in strips if set(strip) & set("#·") for mark in strip]
+    assert len(rows) == 28
+    assert marks[:3] == ["#", "#", "·"]
+    assert len(set(rows[:12])) == 12  # each kind has its own
+    assert rows[12:] == [rows[0]] * 16
+    legend = {words[0]: words[1].rstrip(":,") for words in map(str.split, lines) if len(words) > 1}
+    assert [legend[letter] for letter in rows[:4]] == ["sliding_window", "dense", "csa", "csa"]
+    assert legend["#"] == "routed"
