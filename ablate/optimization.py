@@ -49,8 +49,13 @@ def rate(progress: float, settings: Optimizer) -> float:
     """
     rise = min(1.0, progress / settings.warmup) if settings.warmup else 1.0
     start = 1.0 - settings.decay
-    fall = 1.0 - math.sqrt((progress - start) / settings.decay) if progress > start else 1.0
+    fall = 1.0 - math.sqrt((progress - start) / settings.decay) if decays(progress, settings) else 1.0
     return rise * fall
+
+
+def decays(progress: float, settings: Optimizer) -> bool:
+    """Whether the rate has begun to fall."""
+    return progress > 1.0 - settings.decay
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -48,7 +48,14 @@ class Prediction(nn.ModuleList):
 
     def __init__(self, variant: Variant, layers: list[PredictionLayer]) -> None:
         super().__init__(layers)
-        self.weight: float = variant.config("mtp")[1].weight if layers else 0.0
+        self._config = variant.config("mtp")[1] if layers else None
+        self.weight: float = 0.0
+        self.decaying(False)
+
+    def decaying(self, does: bool) -> None:
+        """Take the weight that belongs to a learning rate that decays, or does not yet."""
+        if self._config is not None:
+            self.weight = self._config.decay_weight if does else self._config.weight
 
     def forward(
         self,

@@ -224,6 +224,7 @@ class _Driver(Callback):
         progress = (trial.step + 0.5) / trial.spec.steps
         share = optimization.rate(progress, trial.run.optimizer)
         optimization.set_rate(trainer.optimizers[0], share)
+        trial.model.mtp.decaying(optimization.decays(progress, trial.run.optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

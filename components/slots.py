@@ -314,7 +314,8 @@ class MTP(Component):
     """How a layer that predicts one token further joins the stack before it with the token that it now knows.
 
     Only the joining: block, collapse and norm after it are built by the model from its other slots; embedding
-    and head are the model's own, used again. `Config` has a `weight`, the coefficient of the loss.
+    and head are the model's own, used again. `Config` has `weight` and `decay_weight`, the coefficients of the
+    loss before and while the learning rate decays.
     """
 
     slot = "mtp"

@@ -10,8 +10,12 @@ class LossWeight:
     """What the loss of prediction layers counts beside that of the next token."""
 
     weight: float = searchable(0.3, low=0.05, high=1.0, log=True)
-    """λ of `λ/D Σ_k L_k` over D layers; the official runs lower it to 0.1 as the learning rate decays."""
+    """λ of `λ/D Σ_k L_k` over D layers, until the learning rate decays."""
+    decay_weight: float = searchable(0.1, low=0.01, high=1.0, log=True)
+    """λ from there on, as in the official runs; equal to `weight` it stays what it was."""
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} must be positive; num_nextn_predict_layers=0 is without")
+        for name in ("weight", "decay_weight"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name}={value} must be positive; num_nextn_predict_layers=0 is without")
