@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ablate.data import Validation
+from ablate.data.corpus import LEFT_OUT
 from ablate.model import LanguageModel
 
 TOKENS_AT_ONCE = 4096
@@ -40,26 +41,25 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64)
     sums: dict[str, Tensor] = {}
     rows = 0
-    for inputs, labels in _batches(held, model.head.device):
+    for inputs, labels, documents in _batches(held, model.head.device):
         with context():
-            out = model(inputs, labels)
+            out = model(inputs, labels, documents if held.separate else None)
         assert out.loss is not None
-        total += out.loss.double().cpu() * labels.numel()
+        total += out.loss.double().cpu() * int((labels != LEFT_OUT).sum())
         for key, value in out.aux.items():
             if key.startswith("diag/"):
                 sums[key] = sums.get(key, torch.zeros(())) + value.detach().float().cpu() * len(inputs)
         rows += len(inputs)
     model.train(was_training)
-    tokens = held.labels.numel()
     return Evaluation(
-        loss=float(total) / tokens,
+        loss=float(total) / held.counted,
         bpb=float(total) / math.log(2) / held.bytes,
         diagnostics={key: float(value) / rows for key, value in sums.items()},
     )
 
 
-def _batches(held: Validation, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(held: Validation, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     rows = max(1, TOKENS_AT_ONCE // held.inputs.shape[1])
     for start in range(0, len(held.inputs), rows):
         part = slice(start, start + rows)
-        yield held.inputs[part].to(device), held.labels[part].to(device)
+        yield held.inputs[part].to(device), held.labels[part].to(device), held.documents[part].to(device)

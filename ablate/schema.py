@@ -84,6 +84,9 @@ class Data:
         tokenizer: `bpe` (trained on the corpus), `bytes`, or a directory or file holding a `tokenizer.json`.
         val_fraction: share of documents held out, chosen by document.
         val_tokens: tokens of the held-out text that every evaluation uses.
+        document_mask: whether documents that share a sequence see nothing of each other. What follows an end token is
+            then not predicted, in training nor in evaluations: it belongs to another document. Compute is charged as
+            for whole sequences, an upper bound that does not depend on the text.
     """
 
     name: str = "???"
@@ -98,6 +101,7 @@ class Data:
     val_tokens: int = 32768
     max_bytes: int = 0
     """0 means all of it."""
+    document_mask: bool = False
 
 
 @dataclass

@@ -84,7 +84,7 @@ class _Trial(LightningModule):
         self.model = LanguageModel(variant)
         initialise(self.model, spec.seed)
         self.model.prepare(corpus.token_counts)
-        self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens)
+        self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens, run.data.document_mask)
         self.step = 0
         self.seconds = 0.0
         self.tokens_hash = ""
@@ -102,7 +102,11 @@ class _Trial(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         self.tokens_hash = _chain(self.tokens_hash, batch)
-        out = self.model(batch.inputs.to(self.device), batch.labels.to(self.device))
+        labels, documents = batch.labels, None
+        if self.run.data.document_mask:
+            labels = self.corpus.without_borders(batch.inputs, labels)
+            documents = batch.documents.to(self.device)
+        out = self.model(batch.inputs.to(self.device), labels.to(self.device), documents)
         loss = out.loss.detach()
         self.smooth = self.smooth.to(loss.device).mul(0.9).add(loss, alpha=0.1)
         self.since = self.since.to(loss.device) + loss
@@ -178,7 +182,7 @@ class _Trial(LightningModule):
         bpb: float | None = None
         if outcome == "diverged":
             loss = self.uniform
-            bpb = loss * self.held.labels.numel() / math.log(2) / self.held.bytes
+            bpb = loss * self.held.counted / math.log(2) / self.held.bytes
         elif outcome == "complete":
             assert last is not None
             loss, bpb = last.loss, last.bpb

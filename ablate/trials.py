@@ -13,7 +13,7 @@ CONTRACT = "trial-1"
 
 _TRAINER = ("device", "precision", "seq_len", "batch_size", "evals")
 _OPTIMIZER = ("name", "args", "grad_clip", "warmup", "decay")
-_DATA = ("val_fraction", "val_tokens")
+_DATA = ("val_fraction", "val_tokens", "document_mask")
 
 
 def spec_for(plan: Plan, arm: ArmPlan, phase: Phase, replicate: int, seed: int, lr: float) -> TrialSpec:

@@ -21,6 +21,10 @@ SIDECAR, TOKENIZER, TRAIN, VAL, VAL_BYTES = (
 )
 
 
+LEFT_OUT = -100
+"""Label of a position that counts in no loss."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Token ids [b, s]. `documents` numbers, from 0 in each row, the document that a position belongs to."""
@@ -32,13 +36,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out blocks [n, s]. `bytes` is the UTF-8 text of all labels; an end token has none."""
+    """Held-out blocks [n, s].
+
+    Attributes:
+        bytes: the UTF-8 text of all labels that count; an end token has none.
+        tokens: read by an evaluation, all of them.
+        separate: whether documents are to see nothing of each other, and what follows their ends is left out.
+    """
 
     inputs: "torch.Tensor"
     labels: "torch.Tensor"
     documents: "torch.Tensor"
     bytes: int
     tokens: int
+    separate: bool = False
+
+    @property
+    def counted(self) -> int:
+        """Number of labels that count."""
+        return int((self.labels != LEFT_OUT).sum())
 
 
 @dataclass(frozen=True)
@@ -102,8 +118,15 @@ class Corpus:
         """How often such a training goes through the training text."""
         return steps * batch_size / self._blocks(seq_len)
 
-    def validation(self, seq_len: int, tokens: int) -> Validation:
+    def without_borders(self, inputs: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Labels, of which those that follow an end token are left out: they begin another document."""
+        return labels.masked_fill(inputs == self.facts["end_id"], LEFT_OUT)
+
+    def validation(self, seq_len: int, tokens: int, separate: bool = False) -> Validation:
         """Fixed blocks of at most `tokens` tokens in all, evenly spread over the held-out text.
+
+        Args:
+            separate: leave out what follows an end token.
 
         Raises:
             BadInputError: the held-out text, or `tokens`, is shorter than one block.
@@ -122,11 +145,11 @@ class Corpus:
                 f"at least {seq_len}",
             )
         starts = np.arange(count) * there // count * seq_len
-        cut = self._cut(self.val, starts, seq_len)
-        labels = starts[:, None] + np.arange(1, seq_len + 1)
-        return Validation(
-            *cut, bytes=int(self._val_bytes[labels].sum(dtype=np.int64)), tokens=count * seq_len
-        )
+        inputs, labels, documents = self._cut(self.val, starts, seq_len)
+        labels = self.without_borders(inputs, labels) if separate else labels
+        places = starts[:, None] + np.arange(1, seq_len + 1)
+        size = self._val_bytes[places].sum(where=(labels != LEFT_OUT).numpy(), dtype=np.int64)
+        return Validation(inputs, labels, documents, int(size), count * seq_len, separate)
 
     def token_counts(self) -> "torch.Tensor":
         """How often each token id occurs in the training text: [vocab_size]."""
