@@ -340,6 +340,31 @@ def export(
 
 
 @app.command()
+def bench(
+    overrides: Overrides = None,
+    config_dir: ConfigDirs = None,
+    arms: Annotated[
+        str | None,
+        typer.Option("--arms", metavar="sweep=NAME", help="Measure the arms of a sweep.", show_default=False),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="transformers: also measure its implementation.", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Interleaved repeats.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a training step of every model=NAME given, or of a sweep's arms: speed, memory, components."""
+    from ablate import bench as benches
+
+    report = benches.bench(overrides or [], config_dir or [], arms, against, rounds)
+    if as_json:
+        _print_json(jsonable(report))
+    else:
+        benches.show(report)
+
+
+@app.command()
 def doctor(home: HomeOption = None, as_json: AsJson = False) -> None:
     """Check this machine: versions, cores, devices, home folder, database."""
     from ablate import doctor as checks
