@@ -10,10 +10,18 @@
  */
 #include "common.h"
 
+#include <stdint.h>
 #include <stdlib.h>
+
+#ifdef __GNUC__
+#pragma GCC diagnostic ignored "-Wpsabi" /* wide vectors are never passed: every function that takes one is inlined */
+#endif
 
 #define LANES 16
 #define MAX_STREAMS 8
+
+/* One value of each of LANES tokens. Left to itself the compiler keeps sums over streams in scalar registers. */
+typedef float Lane __attribute__((vector_size(4 * LANES), may_alias));
 
 typedef struct {
     int n, iterations;
@@ -23,64 +31,98 @@ typedef struct {
 
 /* The maps of LANES tokens and what their backward needs. */
 typedef struct {
-    float z[(2 + MAX_STREAMS) * MAX_STREAMS][LANES];
-    float pre[MAX_STREAMS][LANES], post[MAX_STREAMS][LANES]; /* sigmoids, before eps and factor 2 */
-    float soft[MAX_STREAMS][MAX_STREAMS][LANES];             /* softmax over outputs */
-    float comb[MAX_STREAMS][MAX_STREAMS][LANES];
+    Lane z[(2 + MAX_STREAMS) * MAX_STREAMS];
+    Lane pre[MAX_STREAMS], post[MAX_STREAMS]; /* sigmoids, before eps and factor 2 */
+    Lane soft[MAX_STREAMS][MAX_STREAMS];      /* softmax over outputs */
+    Lane comb[MAX_STREAMS][MAX_STREAMS];
 } Lanes;
 
 /* Sums that one balancing step divides by, and their reciprocals. */
 typedef struct {
-    float sum[MAX_STREAMS][LANES], inverse[MAX_STREAMS][LANES];
+    Lane sum[MAX_STREAMS], inverse[MAX_STREAMS];
 } Divisors;
 
-INLINE void maps(const Maps *m, int n, Lanes *t, Divisors *divisors) {
-    for (int k = 0; k < n; k++)
-        for (int l = 0; l < LANES; l++) {
-            t->pre[k][l] = sigmoid(m->scale[0] * t->z[k][l] + m->base[k]);
-            t->post[k][l] = sigmoid(m->scale[1] * t->z[n + k][l] + m->base[n + k]);
+typedef union {
+    Lane all;
+    float each[LANES];
+} Values;
+
+INLINE Lane exponentials(Lane x) {
+    Values v = {x};
+    for (int l = 0; l < LANES; l++) v.each[l] = exponential(v.each[l]);
+    return v.all;
+}
+
+INLINE Lane sigmoids(Lane x) { return 1.0f / (1.0f + exponentials(-x)); }
+
+INLINE Lane larger(Lane x, Lane y) {
+    Values a = {x}, b = {y};
+    for (int l = 0; l < LANES; l++) a.each[l] = a.each[l] > b.each[l] ? a.each[l] : b.each[l];
+    return a.all;
+}
+
+/* What is summed over with number b for row a, or for column a. */
+INLINE Lane *at(Lane (*m)[MAX_STREAMS], int rows, int a, int b) { return rows ? &m[a][b] : &m[b][a]; }
+
+/* Divide by the sums of columns, or of rows. */
+INLINE void divide(int n, int rows, float eps, Lane (*m)[MAX_STREAMS], Divisors *kept) {
+    for (int a = 0; a < n; a++) {
+        Lane sum = *at(m, rows, a, 0) + eps;
+        for (int b = 1; b < n; b++) sum += *at(m, rows, a, b);
+        const Lane inverse = 1.0f / sum;
+        for (int b = 0; b < n; b++) *at(m, rows, a, b) *= inverse;
+        if (kept) {
+            kept->sum[a] = sum;
+            kept->inverse[a] = inverse;
         }
-    for (int j = 0; j < n; j++) {
-        float top[LANES], sum[LANES];
-        for (int k = 0; k < n; k++)
-            for (int l = 0; l < LANES; l++) {
-                int at = 2 * n + j * n + k;
-                float logit = m->scale[2] * t->z[at][l] + m->base[at];
-                t->soft[j][k][l] = logit;
-                top[l] = k == 0 || logit > top[l] ? logit : top[l];
-            }
-        for (int l = 0; l < LANES; l++) sum[l] = 0.0f;
-        for (int k = 0; k < n; k++)
-            for (int l = 0; l < LANES; l++) {
-                float e = exponential(t->soft[j][k][l] - top[l]);
-                t->soft[j][k][l] = e;
-                sum[l] += e;
-            }
-        for (int k = 0; k < n; k++)
-            for (int l = 0; l < LANES; l++) {
-                t->soft[j][k][l] /= sum[l];
-                t->comb[j][k][l] = t->soft[j][k][l] + m->hc_eps;
-            }
     }
-    for (int step = 0; step < 2 * m->iterations - 1; step++)
-        for (int a = 0; a < n; a++) { /* a: output of even steps, input of odd ones */
-            float sum[LANES];
-            for (int l = 0; l < LANES; l++) sum[l] = m->hc_eps;
-            for (int b = 0; b < n; b++)
-                for (int l = 0; l < LANES; l++) sum[l] += step % 2 ? t->comb[a][b][l] : t->comb[b][a][l];
-            float inverse[LANES];
-            for (int l = 0; l < LANES; l++) inverse[l] = 1.0f / sum[l];
-            for (int b = 0; b < n; b++)
-                for (int l = 0; l < LANES; l++) {
-                    if (step % 2) t->comb[a][b][l] *= inverse[l];
-                    else t->comb[b][a][l] *= inverse[l];
-                }
-            if (divisors)
-                for (int l = 0; l < LANES; l++) {
-                    divisors[step].sum[a][l] = sum[l];
-                    divisors[step].inverse[a][l] = inverse[l];
-                }
+}
+
+/* Gradient before a division from that after it: y = x / (sum x + eps), so dx = (dy - sum(dy y)) / (sum x + eps). */
+INLINE void undivide(int n, int rows, const Divisors *kept, Lane (*m)[MAX_STREAMS], Lane (*g)[MAX_STREAMS]) {
+    for (int a = 0; a < n; a++) {
+        Lane dot = *at(g, rows, a, 0) * *at(m, rows, a, 0);
+        for (int b = 1; b < n; b++) dot += *at(g, rows, a, b) * *at(m, rows, a, b);
+        for (int b = 0; b < n; b++) {
+            Lane *grad = at(g, rows, a, b);
+            *grad = (*grad - dot) * kept->inverse[a];
+            *at(m, rows, a, b) *= kept->sum[a];
         }
+    }
+}
+
+INLINE void maps(const Maps *m, int n, Lanes *t, Divisors *divisors) {
+    for (int k = 0; k < n; k++) {
+        t->pre[k] = sigmoids(m->scale[0] * t->z[k] + m->base[k]);
+        t->post[k] = sigmoids(m->scale[1] * t->z[n + k] + m->base[n + k]);
+    }
+    Lane comb[MAX_STREAMS][MAX_STREAMS]; /* local, to be kept in registers */
+    for (int j = 0; j < n; j++) {
+        const Lane *z = t->z + 2 * n + j * n;
+        const float *base = m->base + 2 * n + j * n;
+        Lane logit[MAX_STREAMS], top, sum;
+        for (int k = 0; k < n; k++) {
+            logit[k] = m->scale[2] * z[k] + base[k];
+            if (k == 0) top = logit[k];
+            else top = larger(logit[k], top);
+        }
+        for (int k = 0; k < n; k++) {
+            logit[k] = exponentials(logit[k] - top);
+            if (k == 0) sum = logit[k];
+            else sum += logit[k];
+        }
+        for (int k = 0; k < n; k++) {
+            t->soft[j][k] = logit[k] / sum;
+            comb[j][k] = t->soft[j][k] + m->hc_eps;
+        }
+    }
+    divide(n, 0, m->hc_eps, comb, divisors);
+    for (int i = 1; i < m->iterations; i++) {
+        divide(n, 1, m->hc_eps, comb, divisors ? divisors + 2 * i - 1 : NULL);
+        divide(n, 0, m->hc_eps, comb, divisors ? divisors + 2 * i : NULL);
+    }
+    for (int j = 0; j < n; j++)
+        for (int k = 0; k < n; k++) t->comb[j][k] = comb[j][k];
 }
 
 INLINE void read_forward(const Maps *m, int n, long tokens, int d, float norm_eps, const float *x, const float *raw,
@@ -103,11 +145,12 @@ INLINE void read_forward(const Maps *m, int n, long tokens, int d, float norm_ep
             const long token = start + l;
             const float *row = x + token * n * d;
             float *to = u + token * d;
-            for (int j = 0; j < n; j++) {
-                const float w = t.pre[j][l] + m->hc_eps;
-                const float *stream = row + j * d;
-                if (j == 0) for (int i = 0; i < d; i++) to[i] = w * stream[i];
-                else for (int i = 0; i < d; i++) to[i] += w * stream[i];
+            float w[MAX_STREAMS];
+            for (int j = 0; j < n; j++) w[j] = t.pre[j][l] + m->hc_eps;
+            for (int i = 0; i < d; i++) {
+                float sum = w[0] * row[i];
+                for (int j = 1; j < n; j++) sum += w[j] * row[j * d + i];
+                to[i] = sum;
             }
             float *out = mix + token * n * (n + 1);
             for (int k = 0; k < n; k++) {
@@ -125,8 +168,8 @@ INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float 
     for (long start = 0; start < tokens; start += LANES) {
         const int live = tokens - start < LANES ? (int)(tokens - start) : LANES;
         Lanes t;
-        float dz[(2 + MAX_STREAMS) * MAX_STREAMS][LANES];
-        float g[MAX_STREAMS][MAX_STREAMS][LANES];
+        Lane dz[(2 + MAX_STREAMS) * MAX_STREAMS];
+        Lane g[MAX_STREAMS][MAX_STREAMS];
         for (int l = 0; l < LANES; l++) {
             const long token = start + (l < live ? l : 0);
             for (int i = 0; i < o; i++) t.z[i][l] = raw[token * o + i] * inverse[token];
@@ -140,37 +183,25 @@ INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float 
             }
         }
         maps(m, n, &t, divisors);
-        for (int k = 0; k < n; k++)
-            for (int l = 0; l < LANES; l++) {
-                dz[k][l] *= t.pre[k][l] * (1.0f - t.pre[k][l]);
-                dz[n + k][l] *= t.post[k][l] * (1.0f - t.post[k][l]);
+        for (int k = 0; k < n; k++) {
+            dz[k] *= t.pre[k] * (1.0f - t.pre[k]);
+            dz[n + k] *= t.post[k] * (1.0f - t.post[k]);
+        }
+        Lane comb[MAX_STREAMS][MAX_STREAMS], grad[MAX_STREAMS][MAX_STREAMS]; /* local, as above */
+        for (int j = 0; j < n; j++)
+            for (int k = 0; k < n; k++) {
+                comb[j][k] = t.comb[j][k];
+                grad[j][k] = g[j][k];
             }
-        for (int step = 2 * m->iterations - 2; step >= 0; step--)
-            for (int a = 0; a < n; a++) { /* y = x / (sum x + eps), so dx = (dy - sum(dy y)) / (sum x + eps) */
-                float dot[LANES];
-                for (int l = 0; l < LANES; l++) dot[l] = 0.0f;
-                for (int b = 0; b < n; b++)
-                    for (int l = 0; l < LANES; l++)
-                        dot[l] += step % 2 ? g[a][b][l] * t.comb[a][b][l] : g[b][a][l] * t.comb[b][a][l];
-                for (int b = 0; b < n; b++)
-                    for (int l = 0; l < LANES; l++) {
-                        if (step % 2) {
-                            g[a][b][l] = (g[a][b][l] - dot[l]) * divisors[step].inverse[a][l];
-                            t.comb[a][b][l] *= divisors[step].sum[a][l];
-                        } else {
-                            g[b][a][l] = (g[b][a][l] - dot[l]) * divisors[step].inverse[a][l];
-                            t.comb[b][a][l] *= divisors[step].sum[a][l];
-                        }
-                    }
-            }
+        for (int i = m->iterations - 1; i > 0; i--) {
+            undivide(n, 0, divisors + 2 * i, comb, grad);
+            undivide(n, 1, divisors + 2 * i - 1, comb, grad);
+        }
+        undivide(n, 0, divisors, comb, grad);
         for (int j = 0; j < n; j++) { /* softmax */
-            float dot[LANES];
-            for (int l = 0; l < LANES; l++) dot[l] = 0.0f;
-            for (int k = 0; k < n; k++)
-                for (int l = 0; l < LANES; l++) dot[l] += g[j][k][l] * t.soft[j][k][l];
-            for (int k = 0; k < n; k++)
-                for (int l = 0; l < LANES; l++)
-                    dz[2 * n + j * n + k][l] = t.soft[j][k][l] * (g[j][k][l] - dot[l]);
+            Lane dot = grad[j][0] * t.soft[j][0];
+            for (int k = 1; k < n; k++) dot += grad[j][k] * t.soft[j][k];
+            for (int k = 0; k < n; k++) dz[2 * n + j * n + k] = t.soft[j][k] * (grad[j][k] - dot);
         }
         for (int i = 0; i < o; i++) { /* dz holds the gradient of scale * z + base until here */
             const int gate = i < n ? 0 : i < 2 * n ? 1 : 2;
@@ -181,7 +212,7 @@ INLINE void read_backward(const Maps *m, int n, long tokens, int d, const float 
             }
             dbase[i] += db;
             dscale[gate] += ds;
-            for (int l = 0; l < LANES; l++) dz[i][l] *= m->scale[gate];
+            dz[i] *= m->scale[gate];
         }
         for (int l = 0; l < live; l++) {
             const long token = start + l;
@@ -259,10 +290,11 @@ EXPORT int streams_read_backward(int n, long tokens, int d, int iterations, floa
                                  const float *du, const float *dmix, float *dx, float *draw, float *dbase,
                                  float *dscale) {
     const Maps m = {n, iterations, hc_eps, base, scale};
-    Divisors *divisors = malloc(sizeof(Divisors) * (size_t)(2 * iterations));
-    if (!divisors) return -1;
+    void *memory = malloc(sizeof(Divisors) * (size_t)(2 * iterations) + sizeof(Lane));
+    if (!memory) return -1;
+    Divisors *divisors = (Divisors *)(((uintptr_t)memory + sizeof(Lane) - 1) / sizeof(Lane) * sizeof(Lane));
     FOR_STREAMS(read_backward(&m, N, tokens, d, x, raw, inverse, du, dmix, dx, draw, dbase, dscale, divisors))
-    free(divisors);
+    free(memory);
     return 0;
 }
 
