@@ -1,20 +1,29 @@
 """The `ablate` command. Every subcommand imports what it needs when it runs: `--help` answers at once."""
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ablate.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE, AblateError
 from ablate.jsonable import jsonable
-
-if TYPE_CHECKING:
-    from ablate.home import Home
-    from ablate.records import StudyView
+from ablate.options import (
+    AsJson,
+    ConfigDirs,
+    HomeOption,
+    Overrides,
+    StudyName,
+    TrainedName,
+    complete_override,
+    find_study,
+    home_at,
+    print_json,
+    view_study,
+)
+from ablate.questions import app as questions_app
 
 app = typer.Typer(
     name="ablate",
@@ -28,65 +37,7 @@ data_app = typer.Typer(name="data", help="The text that models train on.", no_ar
 app.add_typer(data_app)
 mlflow_app = typer.Typer(name="mlflow", help="The mirror of studies in MLflow.", no_args_is_help=True)
 app.add_typer(mlflow_app)
-
-
-def _complete_override(incomplete: str) -> list[str]:
-    try:
-        from ablate.completion import complete_word
-
-        return complete_word(incomplete, os.environ)
-    except Exception:  # a completion that fails must not print into the user's prompt
-        return []
-
-
-def _complete_study(incomplete: str) -> list[str]:
-    try:
-        from ablate import study
-        from ablate.home import Home
-
-        return [name for name in study.names(Home.at(None)) if name.startswith(incomplete)]
-    except Exception:  # as above
-        return []
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[OVERRIDE]...",
-        help="sweep=NAME, group=option, or dotted.key=value",
-        autocompletion=_complete_override,
-        show_default=False,
-    ),
-]
-ConfigDirs = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--config-dir", help="Folder with your own sweeps, models, ... (repeatable).", show_default=False
-    ),
-]
-HomeOption = Annotated[
-    str | None,
-    typer.Option("--home", help="Folder of all results [ABLATE_HOME, or ./runs].", show_default=False),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-StudyName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[STUDY]",
-        help="Name or beginning of a name; the newest study if left out.",
-        autocompletion=_complete_study,
-        show_default=False,
-    ),
-]
-TrainedName = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT|STUDY",
-        help="Folder of a trial's weights, or a study: its best trial that has kept them.",
-        autocompletion=_complete_study,
-        show_default=False,
-    ),
-]
+app.add_typer(questions_app)
 
 
 @app.callback()
@@ -134,7 +85,7 @@ def plan(
     made = make_plan(loaded, Home.at(loaded.home))
     wanted = None if detect is None else detection(made, detect)
     if as_json:
-        _print_json(jsonable(made) | ({"detect": jsonable(wanted)} if wanted else {}))
+        print_json(jsonable(made) | ({"detect": jsonable(wanted)} if wanted else {}))
     else:
         console.plan(made, wanted)
 
@@ -144,8 +95,8 @@ def resume(study: StudyName = None, home: HomeOption = None) -> None:
     """Go on with a study that was stopped; the ledger and every checkpoint are where they were."""
     from ablate import flow
 
-    at = _home(home)
-    raise typer.Exit(flow.resume(_find(study, at), at))
+    at = home_at(home)
+    raise typer.Exit(flow.resume(find_study(study, at), at))
 
 
 @app.command()
@@ -161,8 +112,8 @@ def worker(
 
     from ablate import worker as loop
 
-    at = _home(home)
-    loop.main(at, _find(study, at), name or f"{socket.gethostname()}-{os.getpid()}")
+    at = home_at(home)
+    loop.main(at, find_study(study, at), name or f"{socket.gethostname()}-{os.getpid()}")
 
 
 @app.command()
@@ -170,9 +121,9 @@ def status(study: StudyName = None, home: HomeOption = None, as_json: AsJson = F
     """Where a study stands: arms so far, compute spent, workers, events."""
     from ablate import console
 
-    view = _view(study, home)
+    view = view_study(study, home)
     if as_json:
-        _print_json(jsonable(view))
+        print_json(jsonable(view))
     else:
         console.status(view)
 
@@ -188,11 +139,11 @@ def report(
     from ablate import console
     from ablate import report as reports
 
-    view = _view(study, home)
-    paths = reports.write(view, to or _home(home).report(view.name))
+    view = view_study(study, home)
+    paths = reports.write(view, to or home_at(home).report(view.name))
     if as_json:
         verdicts = [jsonable(verdict) for verdict in view.verdicts]
-        _print_json({"study": view.name, "state": view.state, "verdicts": verdicts, "files": jsonable(paths)})
+        print_json({"study": view.name, "state": view.state, "verdicts": verdicts, "files": jsonable(paths)})
     else:
         console.final(view, {kind: str(path) for kind, path in paths.items()})
 
@@ -207,9 +158,9 @@ def dashboard(
     """Serve the live page, the Optuna dashboard and the MLflow comparison behind one address."""
     import importlib
 
-    at = _home(home)
+    at = home_at(home)
     portal = importlib.import_module("dashboards.portal")  # by name: `ablate` does not depend on `dashboards`
-    portal.serve(at, _find(study, at), host, port)
+    portal.serve(at, find_study(study, at), host, port)
 
 
 @mlflow_app.command("sync")
@@ -217,12 +168,12 @@ def mlflow_sync(study: StudyName = None, home: HomeOption = None, as_json: AsJso
     """Bring a study's mirror up to date from the study database, or make it anew where it is gone."""
     from ablate import tracking
 
-    view, at = _view(study, home), _home(home)
+    view, at = view_study(study, home), home_at(home)
     settings = view.plan.run.tracking
     changed = tracking.Exporter(at, settings).sync(view)
     store, pages = tracking.where(at, settings), tracking.links(at, settings, view)
     if as_json:
-        _print_json({"study": view.name, "store": store, "changed": changed, "links": pages})
+        print_json({"study": view.name, "store": store, "changed": changed, "links": pages})
     else:
         print(f"{view.name}: {changed} runs written to {store}")
         print("\n".join(f"  {title:<28}{url}" for title, url in pages.items()))
@@ -248,7 +199,7 @@ def list_(
 
     rows = catalogue.rows(what, overrides or [], config_dir or [], home)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         catalogue.print_rows(rows)
 
@@ -260,7 +211,7 @@ def show(
         typer.Argument(
             metavar="model=NAME | SLOT/NAME | sweep=NAME [OVERRIDE]...",
             help="What to show, and overrides of it.",
-            autocompletion=_complete_override,
+            autocompletion=complete_override,
             show_default=False,
         ),
     ],
@@ -272,7 +223,7 @@ def show(
 
     shown = shows.show(what, config_dir or [])
     if as_json:
-        _print_json(shown.data)
+        print_json(shown.data)
     else:
         shown.print()
 
@@ -287,7 +238,7 @@ def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_jso
     loaded = config.load(overrides or [], config_dir or [], require_sweep=False)
     facts = description.describe(loaded.data, Home.at(loaded.home))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         description.show(facts)
 
@@ -307,11 +258,11 @@ def generate(
     """Write text with the weights of a trained trial, up to the end of a document."""
     from ablate import generate as writing
 
-    at = _home(home)
+    at = home_at(home)
     model = writing.load(writing.find(trained, at), at)
     pieces = model.write(prompt, tokens, temperature, seed)
     if as_json:
-        _print_json({"checkpoint": str(model.folder), "prompt": prompt, "text": "".join(pieces)})
+        print_json({"checkpoint": str(model.folder), "prompt": prompt, "text": "".join(pieces)})
         return
     print(prompt, end="", flush=True)
     for piece in pieces:
@@ -332,9 +283,9 @@ def export(
     """Write the weights of a trained trial as a folder that other programs load."""
     from ablate import export as exporting
 
-    files = exporting.export(trained, form, out, _home(home))
+    files = exporting.export(trained, form, out, home_at(home))
     if as_json:
-        _print_json({"format": form, "files": jsonable(files)})
+        print_json({"format": form, "files": jsonable(files)})
     else:
         print("\n".join(map(str, files)))
 
@@ -359,7 +310,7 @@ def bench(
 
     report = benches.bench(overrides or [], config_dir or [], arms, against, rounds)
     if as_json:
-        _print_json(jsonable(report))
+        print_json(jsonable(report))
     else:
         benches.show(report)
 
@@ -369,36 +320,12 @@ def doctor(home: HomeOption = None, as_json: AsJson = False) -> None:
     """Check this machine: versions, cores, devices, home folder, database."""
     from ablate import doctor as checks
 
-    found = checks.examine(_home(home))
+    found = checks.examine(home_at(home))
     if as_json:
-        _print_json([dataclasses.asdict(check) for check in found])
+        print_json([dataclasses.asdict(check) for check in found])
     else:
         checks.show(found)
     raise typer.Exit(EXIT_DONE if all(check.ok for check in found) else EXIT_FAILED)
-
-
-def _home(value: str | None) -> "Home":
-    from ablate.home import Home
-
-    return Home.at(value)
-
-
-def _find(prefix: str | None, home: "Home") -> str:
-    """Full name of a study, by a beginning of it; the newest one if none is given."""
-    from ablate import study
-
-    return study.find(home, prefix or "")
-
-
-def _view(prefix: str | None, home: str | None) -> "StudyView":
-    from ablate import study
-
-    at = _home(home)
-    return study.view(_find(prefix, at), at)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ import difflib
 import json
 from collections.abc import Callable
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
-from ablate import db, ledger, provenance, reading, stored
+from ablate import db, ledger, provenance, reading, registration, stored
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.records import Plan, StudyView
@@ -26,7 +26,7 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
         AblateError: the name belongs to a study with another fingerprint.
     """
     s = db.study.c
-    facts = json.dumps(provenance.collect())
+    facts = provenance.collect()
     with db.connect(home).begin() as connection:
         found = connection.execute(select(db.study).where(s.name == plan.study)).first()
         if found is None:
@@ -37,7 +37,7 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
                     state="planned",
                     stopping=False,
                     plan=stored.plan_to_text(plan),
-                    provenance=facts,
+                    provenance=json.dumps(facts | registration.facts(plan, _others(connection))),
                     created_at=db.now(),
                 )
             )
@@ -50,11 +50,25 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
                 f"this plan has {plan.fingerprint}. Choose another home."
             )
         old = stored.plan_from_text(found.plan)
+        if asked := registration.changes(old, plan):
+            text = f"run again with a registration that differs, which changes nothing: {asked}"
+            db.note(connection, plan.study, "deviation", text)
         run = dataclasses.replace(old.run, launcher=plan.run.launcher, tracking=plan.run.tracking)
         kept = stored.plan_to_text(dataclasses.replace(old, run=run, workers=plan.workers))
         if kept != found.plan:
             connection.execute(update(db.study).where(s.name == plan.study).values(plan=kept))
     return plan.study, False
+
+
+def _others(connection: Connection) -> dict[str, Plan]:
+    """Plans of all studies of the home, by name; those that another version wrote are left out."""
+    found = {}
+    for row in connection.execute(select(db.study.c.name, db.study.c.plan)):
+        try:
+            found[row.name] = stored.plan_from_text(row.plan)
+        except (AblateError, KeyError, TypeError, ValueError):
+            continue
+    return found
 
 
 def run(plan: Plan, home: Home, observer: Observer, interval: float = 0.5) -> StudyView:

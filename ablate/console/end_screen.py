@@ -31,10 +31,10 @@ def final(view: StudyView, links: dict[str, str]) -> None:
         console.print(parts.heading("Verdicts"))
         console.print(_verdicts(lines, console.width))
         console.print()
-        console.print(_sentences(lines))
+        console.print(sentences(lines))
         if view.effects is not None:
             effects_screen.effects(console, view.effects)
-        _caveats(console, view.verdicts)
+        caveats(console, view.verdicts)
     else:
         console.print(parts.heading("No verdicts: arms so far"))
         console.print(standing_parts.arms_table(view, lines, console.width))
@@ -80,7 +80,8 @@ def _verdicts(lines: Iterable[ArmStanding], width: int) -> Table:
     return table
 
 
-def _sentences(lines: Iterable[ArmStanding]) -> Table:
+def sentences(lines: Iterable[ArmStanding]) -> Table:
+    """One verdict a line."""
     table = Table.grid(padding=(0, 1))
     for line in lines:
         if line.verdict:
@@ -88,7 +89,7 @@ def _sentences(lines: Iterable[ArmStanding]) -> Table:
     return table
 
 
-def _caveats(console: Console, verdicts: Iterable[Verdict]) -> None:
+def caveats(console: Console, verdicts: Iterable[Verdict]) -> None:
     """A line per reason for doubt, with the arms it holds for; those that forbid a verdict come first."""
     arms: dict[str, list[str]] = {}
     texts = {}

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from ablate import schema
+from ablate import registration, schema
 from ablate.jsonable import jsonable
 from ablate.records import StudyView
 from ablate.report.table import Table
@@ -11,7 +11,7 @@ from components.spec import FLOP_CONVENTION
 
 
 def to_json(view: StudyView, contrasts: Table) -> str:
-    """Verdicts and effects with all their numbers, the contrast table, tuning, ledger, configuration and provenance."""
+    """All numbers of verdicts, effects, contrasts and tuning; ledger, configuration, registration, provenance."""
     plan, run = view.plan, schema.to_dict(dataclasses.replace(view.plan.run, home=None))
     whole = {
         "study": view.name,
@@ -35,6 +35,8 @@ def to_json(view: StudyView, contrasts: Table) -> str:
             arm.name: {"fingerprint": arm.variant.fingerprint, **arm.variant.canonical()} for arm in plan.arms
         },
         "config": run,
+        "registration": registration.registered(plan) | {"hash": registration.digest(plan)},
+        "deviations": registration.deviations(view),
         "provenance": view.provenance,
     }
     return json.dumps(jsonable(whole), indent=1, allow_nan=False) + "\n"

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ablate import registration
 from ablate.records import StudyView
 from ablate.report import contents, effects_table, files, table, words
 from ablate.report.arms import ON_DARK, Arm, confirmed, printable
@@ -49,6 +50,7 @@ def html(
         missing=words.missing(view, arms),
         contrasts=contrasts,
         dots=_dots(arms),
+        deviations=registration.deviations(view),
         effects=effects_table.effects(view),
         effect_notes=effects_table.notes(view.effects) if view.effects else [],
         mismatches=contents.mismatches(view, arms),
@@ -87,6 +89,8 @@ def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
     lines += ["", f"## {say(contrasts.caption)}", ""]
     for part in contrasts.groups:
         lines += [table.to_markdown(part)]
+    if found := registration.deviations(view):
+        lines += ["", "## Deviations from what was registered", "", *(f"- {say(text)}" for text in found)]
     if view.effects is not None:
         lines += ["## Effects of factors", ""]
         lines += [f"{say(text)}\n" for text in effects_table.notes(view.effects)]

@@ -145,13 +145,18 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
         ),
         ("Stopping rule", fixed.stopping_rule(sweep)),
         ("Fingerprint of the plan", plan.fingerprint),
+        ("Hash of the registration", fixed.digest(plan)),
     ]
 
 
 def origins(view: StudyView) -> list[tuple[str, str]]:
     """Where the numbers come from."""
     names = {"git_commit": "git commit", "git_dirty": "uncommitted changes", "usable_cores": "usable cores"}
-    facts = [(names.get(name, name), value) for name, value in view.provenance.items()]
+    facts = [
+        (names.get(name, name), value)
+        for name, value in view.provenance.items()
+        if name not in (fixed.HASH, fixed.AFTER)
+    ]
     run = view.plan.run
     return [
         ("study", view.name),

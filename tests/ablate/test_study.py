@@ -30,7 +30,7 @@ def home(tmp_path):
 @pytest.fixture(autouse=True)
 def _no_verdicts(monkeypatch):
     """These studies are about the engine; statistics have tests of their own."""
-    monkeypatch.setattr(reading, "_judge", lambda *_: ((), ()))
+    monkeypatch.setattr(reading, "_judge", lambda *_: ((), (), None))
     monkeypatch.setenv("PYTHONPATH", str(Path(FAKE).parents[1]))
 
 

@@ -1,0 +1,47 @@
+"""Commands that answer a question about studies: `ablate verdict`, `ablate compare`."""
+
+from typing import Annotated
+
+import typer
+
+from ablate.errors import EXIT_DONE, EXIT_FAILED
+from ablate.options import AsJson, HomeOption, StudyName, home_at, print_json, view_study
+
+app = typer.Typer()
+
+
+@app.command()
+def verdict(study: StudyName = None, home: HomeOption = None, as_json: AsJson = False) -> None:
+    """What a study found: verdicts, effects of factors, what was registered, and what deviated from it."""
+    from ablate import registration
+    from ablate.console import verdict_screen
+
+    view = view_study(study, home)
+    if as_json:
+        print_json(registration.answer(view))
+    else:
+        verdict_screen.verdict(view)
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A study, or overrides of a model in quotes, such as 'model=tiny residual=mhc'."
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with, of the same kind.")],
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether two studies, or two models, can be compared: what differs beyond the factor, and why it matters."""
+    from ablate import fairness
+    from ablate.console import verdict_screen
+
+    found = fairness.compare(a, b, home_at(home))
+    if as_json:
+        print_json(fairness.answer(found))
+    else:
+        verdict_screen.comparison(found)
+    raise typer.Exit(EXIT_FAILED if found.refused else EXIT_DONE)
