@@ -5,7 +5,7 @@ import difflib
 import json
 from collections.abc import Callable
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import select, update
 
 from ablate import db, ledger, provenance, reading, registration, stored
 from ablate.errors import AblateError, BadInputError
@@ -26,7 +26,7 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
         AblateError: the name belongs to a study with another fingerprint.
     """
     s = db.study.c
-    facts = provenance.collect()
+    facts = provenance.collect() | registration.facts(plan, _plans(home))
     with db.connect(home).begin() as connection:
         found = connection.execute(select(db.study).where(s.name == plan.study)).first()
         if found is None:
@@ -37,7 +37,7 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
                     state="planned",
                     stopping=False,
                     plan=stored.plan_to_text(plan),
-                    provenance=json.dumps(facts | registration.facts(plan, _others(connection))),
+                    provenance=json.dumps(facts),
                     created_at=db.now(),
                 )
             )
@@ -60,10 +60,12 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
     return plan.study, False
 
 
-def _others(connection: Connection) -> dict[str, Plan]:
+def _plans(home: Home) -> dict[str, Plan]:
     """Plans of all studies of the home, by name; those that another version wrote are left out."""
+    with db.reading(db.connect(home)) as connection:
+        rows = connection.execute(select(db.study.c.name, db.study.c.plan)).all()
     found = {}
-    for row in connection.execute(select(db.study.c.name, db.study.c.plan)):
+    for row in rows:
         try:
             found[row.name] = stored.plan_from_text(row.plan)
         except (AblateError, KeyError, TypeError, ValueError):
