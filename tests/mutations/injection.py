@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,11 +78,21 @@ class Default:
 
 @contextmanager
 def injected(edits: tuple[Edit | Default, ...]) -> Iterator[None]:
-    """All of them at once."""
+    """All of them at once. What components remember of calls before is forgotten, and what they do meanwhile."""
     with ExitStack() as stack:
         for edit in edits:
             stack.enter_context(edit.applied())
+        _forget()
+        stack.callback(_forget)
         yield
+
+
+def _forget() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("components."):
+            for value in vars(module).values():
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
 
 
 def _function(target: str) -> Any:
