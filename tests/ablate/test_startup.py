@@ -47,6 +47,7 @@ def test_help_is_fast_and_names_every_command() -> None:
         "list",
         "show",
         "generate",
+        "export",
         "bench",
         "doctor",
     ):
