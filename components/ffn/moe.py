@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from components import native
 from components.ffn.activation import GATED, PLAIN, Expert, activated, columns, matrices, rows
+from components.native import experts as fused
 from components.registry import register
 from components.slots import FFN, Aux, Router
 from components.spec import Cost, Site, searchable
@@ -72,6 +74,8 @@ class MixtureOfExperts(FFN):
         Weights are taken apart by `unbind` once: indexing them per expert would make the backward fill a
         gradient of the size of all experts for each of them.
         """
+        if self.kind == "swiglu" and native.takes(x, weights, self.gate_up, self.down):
+            return fused.mixture(x, weights, chosen, self.gate_up, self.down, self.limit)
         experts = chosen.flatten()
         sizes = torch.bincount(experts, minlength=len(self.gate_up))[: len(self.gate_up)].tolist()
         order = experts.argsort(stable=True)[: sum(sizes)]

@@ -15,6 +15,27 @@ from torch import Tensor
 
 _off = False
 
+_TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float, "p": ctypes.c_void_p}
+SIGNATURES = {
+    "rms_norm_forward": "lifpppp",
+    "rms_norm_backward": "lipppppp",
+    "rotate": "llliifppp",
+    "swiglu_forward": "lifppp",
+    "swiglu_backward": "lifppppp",
+    "cross_entropy_forward": "llpppp",
+    "cross_entropy_backward": "llfpppp",
+    "masked_softmax_forward": "lllliipppp",
+    "masked_softmax_backward": "llllippppp",
+    "experts_sort": "lippp",
+    "rows_gather": "lllppp",
+    "rows_add": "lllppp",
+    "streams_read_forward": "iliiffppppppp",
+    "streams_read_backward": "iliifppppppppppp",
+    "streams_write_forward": "ilipppp",
+    "streams_write_backward": "ilippppppp",
+}
+"""Arguments of every kernel: long, int, float, pointer."""
+
 
 def available() -> bool:
     """Whether the kernels were compiled and are not switched off."""
@@ -48,9 +69,12 @@ def library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     try:
-        return ctypes.CDLL(spec.origin)
-    except OSError:  # built for another machine
+        found = ctypes.CDLL(spec.origin)
+        for name, letters in SIGNATURES.items():
+            getattr(found, name).argtypes = [_TYPES[letter] for letter in letters]
+    except (OSError, AttributeError):  # built for another machine, or from older sources
         return None
+    return found
 
 
 def kernels() -> ctypes.CDLL:
@@ -60,6 +84,6 @@ def kernels() -> ctypes.CDLL:
     return found
 
 
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+def pointer(tensor: Tensor | None) -> int | None:
     """Address of a contiguous tensor's first element; null for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    return None if tensor is None else tensor.data_ptr()

@@ -60,35 +60,43 @@ EXPORT void rotate(long outer, long length, long inner, int c, int pairs, float 
         }
 }
 
-/* h = silu(min(gate, limit)) * clip(up, -limit, limit); gate_up [rows, 2f], gate first. */
-EXPORT void swiglu_forward(long rows, int f, float limit, const float *restrict gate_up, float *restrict h) {
-    for (long row = 0; row < rows; row++, gate_up += 2 * f, h += f)
+/* h = weight * silu(min(gate, limit)) * clip(up, -limit, limit); gate_up [rows, 2f], gate first; one weight per row, or
+ * NULL for ones. */
+EXPORT void swiglu_forward(long rows, int f, float limit, const float *restrict gate_up, const float *restrict weight,
+                           float *restrict h) {
+    for (long row = 0; row < rows; row++, gate_up += 2 * f, h += f) {
+        const float w = weight ? weight[row] : 1.0f;
         for (int i = 0; i < f; i++) {
             float g = gate_up[i], u = gate_up[f + i];
             g = g > limit ? limit : g;
             u = u > limit ? limit : u;
             u = u < -limit ? -limit : u;
-            h[i] = g * sigmoid(g) * u;
+            h[i] = w * (g * sigmoid(g) * u);
         }
+    }
 }
 
-EXPORT void swiglu_backward(long rows, int f, float limit, const float *restrict gate_up, const float *restrict dh,
-                            float *restrict dgate_up) {
+EXPORT void swiglu_backward(long rows, int f, float limit, const float *restrict gate_up, const float *restrict weight,
+                            const float *restrict dh, float *restrict dgate_up, float *restrict dweight) {
     for (long row = 0; row < rows; row++, gate_up += 2 * f, dh += f, dgate_up += 2 * f) {
         const float *gate = gate_up, *up = gate_up + f;
         float *dgate = dgate_up, *dup = dgate_up + f;
+        const float w = weight ? weight[row] : 1.0f;
+        float dot = 0.0f;
         for (int i = 0; i < f; i++) { /* two loops over disjoint outputs, so that each is vectorised */
             const float g = gate[i] > limit ? limit : gate[i];
             float u = up[i] > limit ? limit : up[i];
             u = u < -limit ? -limit : u;
-            const float s = sigmoid(g), slope = dh[i] * u * s * (1.0f + g * (1.0f - s));
+            const float s = sigmoid(g), slope = w * dh[i] * u * s * (1.0f + g * (1.0f - s));
             dgate[i] = gate[i] > limit ? 0.0f : slope;
+            dot += dh[i] * (g * s * u);
         }
         for (int i = 0; i < f; i++) {
             const float g = gate[i] > limit ? limit : gate[i];
-            const float slope = dh[i] * g * sigmoid(g);
+            const float slope = w * dh[i] * g * sigmoid(g);
             dup[i] = (up[i] > limit) | (up[i] < -limit) ? 0.0f : slope;
         }
+        if (dweight) dweight[row] = dot;
     }
 }
 

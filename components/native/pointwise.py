@@ -1,6 +1,5 @@
 """Norm, rotation, gate, loss and softmax by the fused kernels; autograd around `pointwise.c`."""
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +20,7 @@ class _RMSNorm(torch.autograd.Function):
         width = x.shape[-1]
         rows = x.numel() // width
         y, inverse = torch.empty_like(x), x.new_empty(rows)
-        kernels().rms_norm_forward(
-            ctypes.c_long(rows), width, ctypes.c_float(eps), *map(pointer, (x, weight, y, inverse))
-        )
+        kernels().rms_norm_forward(rows, width, eps, *map(pointer, (x, weight, y, inverse)))
         ctx.save_for_backward(x, weight, inverse)
         return y
 
@@ -33,7 +30,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         d_x, d_weight = torch.empty_like(x), None if weight is None else torch.zeros_like(weight)
         kernels().rms_norm_backward(
-            ctypes.c_long(len(inverse)),
+            len(inverse),
             x.shape[-1],
             *map(pointer, (x, weight, inverse, grads[0].contiguous(), d_x, d_weight)),
         )
@@ -59,10 +56,12 @@ def _turned(x: Tensor, turns: Tensor, direction: float) -> Tensor:
     outer, length, width = x.shape[0], x.shape[1], x.shape[-1]
     inner = x.numel() // (outer * length * width) if x.numel() else 0
     kernels().rotate(
-        *map(ctypes.c_long, (outer, length, inner)),
+        outer,
+        length,
+        inner,
         width,
         turns.shape[1],
-        ctypes.c_float(direction),
+        direction,
         *map(pointer, (x, turns, y)),
     )
     return y
@@ -72,31 +71,37 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, limit: float) -> Tensor:
         gate_up = gate_up.contiguous()
-        width = gate_up.shape[-1] // 2
-        h = gate_up.new_empty(*gate_up.shape[:-1], width)
-        kernels().swiglu_forward(
-            ctypes.c_long(gate_up.numel() // (2 * width)),
-            width,
-            ctypes.c_float(limit),
-            *map(pointer, (gate_up, h)),
-        )
         ctx.limit = limit
         ctx.save_for_backward(gate_up)
-        return h
+        return swiglu_values(gate_up, limit)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         (gate_up,) = ctx.saved_tensors
-        width = gate_up.shape[-1] // 2
-        d_gate_up = torch.empty_like(gate_up)
-        kernels().swiglu_backward(
-            ctypes.c_long(gate_up.numel() // (2 * width)),
-            width,
-            ctypes.c_float(ctx.limit),
-            *map(pointer, (gate_up, grads[0].contiguous(), d_gate_up)),
-        )
-        return d_gate_up, None
+        return swiglu_gradients(gate_up, ctx.limit, grads[0].contiguous())[0], None
+
+
+def swiglu_values(gate_up: Tensor, limit: float, weights: Tensor | None = None) -> Tensor:
+    """`swiglu` times a weight per row; without gradient, for contiguous tensors."""
+    width = gate_up.shape[-1] // 2
+    h = gate_up.new_empty(*gate_up.shape[:-1], width)
+    rows = gate_up.numel() // (2 * width)
+    kernels().swiglu_forward(rows, width, limit or _NO_LIMIT, *map(pointer, (gate_up, weights, h)))
+    return h
+
+
+def swiglu_gradients(
+    gate_up: Tensor, limit: float, d_h: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `gate_up` and of the weights from that of `swiglu_values`."""
+    width = gate_up.shape[-1] // 2
+    rows = gate_up.numel() // (2 * width)
+    d_gate_up, d_weights = torch.empty_like(gate_up), None if weights is None else torch.empty_like(weights)
+    kernels().swiglu_backward(
+        rows, width, limit or _NO_LIMIT, *map(pointer, (gate_up, weights, d_h, d_gate_up, d_weights))
+    )
+    return d_gate_up, d_weights
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -105,9 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, labels = logits.contiguous(), labels.contiguous()
         rows, width = logits.shape
         losses, totals = logits.new_empty(rows), logits.new_empty(rows)
-        kernels().cross_entropy_forward(
-            *map(ctypes.c_long, (rows, width)), *map(pointer, (logits, labels, losses, totals))
-        )
+        kernels().cross_entropy_forward(rows, width, *map(pointer, (logits, labels, losses, totals)))
         counted = int((labels >= 0).sum())
         ctx.counted = counted
         ctx.save_for_backward(logits, labels, totals)
@@ -119,8 +122,8 @@ class _CrossEntropy(torch.autograd.Function):
         logits, labels, totals = ctx.saved_tensors
         d_logits = torch.empty_like(logits)
         kernels().cross_entropy_backward(
-            *map(ctypes.c_long, logits.shape),
-            ctypes.c_float(float(grads[0]) / ctx.counted),
+            *logits.shape,
+            float(grads[0]) / ctx.counted,
             *map(pointer, (logits, labels, totals, d_logits)),
         )
         return d_logits, None
@@ -134,7 +137,10 @@ class _MaskedSoftmax(torch.autograd.Function):
         sink = None if sink is None else sink.contiguous()
         share = None if sink is None else scores.new_empty(groups, rows)
         kernels().masked_softmax_forward(
-            *map(ctypes.c_long, (groups, rows // heads, heads, keys)),
+            groups,
+            rows // heads,
+            heads,
+            keys,
             int(len(seen) == 1),
             int(sink is not None and len(sink) == 1),
             *map(pointer, (scores, seen, sink, share)),
@@ -152,7 +158,10 @@ class _MaskedSoftmax(torch.autograd.Function):
         d_scores = torch.empty_like(weights)
         d_sink = None if share is None else weights.new_zeros(1 if ctx.one_sink else groups, ctx.heads)
         kernels().masked_softmax_backward(
-            *map(ctypes.c_long, (groups, rows // ctx.heads, ctx.heads, keys)),
+            groups,
+            rows // ctx.heads,
+            ctx.heads,
+            keys,
             int(bool(ctx.one_sink)),
             *map(pointer, (weights, share, grads[0].contiguous(), d_scores, d_sink)),
         )
@@ -178,7 +187,7 @@ def rotate(
 def swiglu(gate_up: Float[Tensor, "... two_f"], limit: float) -> Float[Tensor, "... f"]:
     """As `components.ffn.activation.clamped_swiglu`; 0 means no limit."""
     apply: Callable[..., Tensor] = _SwiGLU.apply
-    return apply(gate_up, limit or _NO_LIMIT)
+    return apply(gate_up, limit)
 
 
 def cross_entropy(logits: Float[Tensor, "m v"], labels: Int[Tensor, "m"]) -> Float[Tensor, ""]:

@@ -1,6 +1,5 @@
 """Reading and writing of residual streams by the fused kernels; autograd around `streams.c`."""
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +37,11 @@ class _Read(torch.autograd.Function):
         inverse_rms = state.new_empty(tokens)
         kernels().streams_read_forward(
             n,
-            ctypes.c_long(tokens),
+            tokens,
             d,
             balance.iterations,
-            ctypes.c_float(balance.hc_eps),
-            ctypes.c_float(balance.norm_eps),
+            balance.hc_eps,
+            balance.norm_eps,
             *map(pointer, (state, raw, base, scale, read, mixing, inverse_rms)),
         )
         ctx.balance = balance
@@ -59,10 +58,10 @@ class _Read(torch.autograd.Function):
         d_base, d_scale = torch.zeros_like(base), torch.zeros_like(scale)
         done = kernels().streams_read_backward(
             n,
-            ctypes.c_long(tokens),
+            tokens,
             d,
             ctx.balance.iterations,
-            ctypes.c_float(ctx.balance.hc_eps),
+            ctx.balance.hc_eps,
             *map(pointer, (state, raw, base, scale, inverse_rms, d_read, d_mixing)),
             *map(pointer, (d_state, d_raw, d_base, d_scale)),
         )
@@ -79,9 +78,7 @@ class _Write(torch.autograd.Function):
         state, y, mixing = state.contiguous(), y.contiguous(), mixing.contiguous()
         tokens, n, d = state.shape
         written = torch.empty_like(state)
-        kernels().streams_write_forward(
-            n, ctypes.c_long(tokens), d, *map(pointer, (state, y, mixing, written))
-        )
+        kernels().streams_write_forward(n, tokens, d, *map(pointer, (state, y, mixing, written)))
         ctx.save_for_backward(state, y, mixing)
         return written
 
@@ -93,7 +90,7 @@ class _Write(torch.autograd.Function):
         grad = grads[0].contiguous()
         d_state, d_y, d_mixing = torch.empty_like(state), torch.empty_like(y), torch.empty_like(mixing)
         kernels().streams_write_backward(
-            n, ctypes.c_long(tokens), d, *map(pointer, (state, y, mixing, grad, d_state, d_y, d_mixing))
+            n, tokens, d, *map(pointer, (state, y, mixing, grad, d_state, d_y, d_mixing))
         )
         return d_state, d_y, d_mixing
 

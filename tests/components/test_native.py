@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ablate.model import LanguageModel, initialise
 from components import functional, native, registry
 from components.ffn.activation import clamped_swiglu
-from components.native import pointwise
+from components.native import experts, pointwise
 from components.position.rotary import Rotary
 from components.slots import Residual
 from components.spec import Site
@@ -150,6 +150,39 @@ def test_rotate(shape: tuple[int, ...], direction: int) -> None:
 def test_swiglu(limit: float) -> None:
     inputs = _randn(5, 7, 26, scale=3.0)
     _agree(lambda x: pointwise.swiglu(x, limit), lambda x: clamped_swiglu(x, limit), inputs)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.7])
+@pytest.mark.parametrize("chosen", [[[0, 3], [3, 1], [5, 0], [5, 5], [0, 1]], [[4, 1]], [[5, 5]]])
+def test_mixture_of_experts(chosen: list[list[int]], limit: float) -> None:
+    """Experts with many tokens, one and none; number 5 is none of the five."""
+    picks = torch.tensor(chosen)
+    inputs = (
+        _randn(len(chosen), 6),
+        _randn(*picks.shape, seed=1),
+        _randn(5, 6, 6, seed=2),
+        _randn(5, 6, 3, seed=3),
+    )
+
+    def definition(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for token, row in enumerate(picks.tolist()):
+            for place, expert in enumerate(row):
+                if expert < 5:
+                    h = clamped_swiglu(gate_up[expert] @ x[token], limit)
+                    y[token] += weights[token, place] * (down[expert] @ h)
+        return y + 0 * (x.sum() + weights.sum() + gate_up.sum() + down.sum())
+
+    _agree(lambda x, w, g, d: experts.mixture(x, w, picks, g, d, limit), definition, *inputs)
+
+
+def test_pairs_by_expert_are_a_stable_sort() -> None:
+    chosen = torch.randint(0, 7, (50, 3), generator=torch.Generator().manual_seed(0))
+    order, sizes = experts.sort(chosen, 6)  # 6 stands for no expert
+    kept = chosen.flatten()[order]
+    assert kept.tolist() == sorted(kept.tolist())
+    assert sizes == torch.bincount(chosen.flatten(), minlength=7)[:6].tolist()
+    assert torch.equal(order, chosen.flatten().argsort(stable=True)[: sum(sizes)])
 
 
 def test_cross_entropy_leaves_out_negative_labels() -> None:
