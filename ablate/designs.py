@@ -1,6 +1,6 @@
 """Designs: from the factors of a sweep to its arms, and what these arms can tell apart. Methodology §C1.
 
-A factor has two levels, `on` and `off`, each a set of overrides; with `one_factor` it has any number. Designs
+A factor has two levels, `with` and `without` it, each a set of overrides; with `one_factor` it has any number. Designs
 that cross factors are regular: every effect that they estimate is orthogonal to every other, or is the same.
 """
 
@@ -220,18 +220,18 @@ def _by_level(factor: str, given: Any) -> dict[str, Any]:
 
 
 def _switch(factor: str, given: Any) -> dict[bool, dict[str, Any]]:
-    """Overrides of a factor's two levels; `on` may be left out where the configuration has it on."""
+    """Overrides of a factor's two levels; a level that is left out is the configuration as it is."""
     wrong = (
         not isinstance(given, Mapping)
-        or not set(given) <= {"on", "off"}
-        or given.get("on") == given.get("off")
+        or not set(given) <= {"with", "without"}
+        or given.get("with") == given.get("without")
     )
     if wrong or not all(isinstance(level, Mapping) for level in given.values()):
         raise BadInputError(
-            f"sweep.factors.{factor}={given} has no two levels. Allowed: {{on: OVERRIDES, off: OVERRIDES}}, "
-            "such as {off: {residual: prenorm}}; a level that is left out is the configuration as it is."
+            f"sweep.factors.{factor}={given} has no two levels. Allowed: {{with: OVERRIDES, without: OVERRIDES}}, "
+            "such as {without: {residual: prenorm}}; a level that is left out is the configuration as it is."
         )
-    return {True: dict(given.get("on", {})), False: dict(given.get("off", {}))}
+    return {True: dict(given.get("with", {})), False: dict(given.get("without", {}))}
 
 
 def _overrides(

@@ -200,7 +200,7 @@ class Sweep:
         baseline: an arm; a design has one of its own unless this says another.
         arms: arm name to overrides of the configuration, such as `{residual: prenorm}` or
             `{model.compress_ratios: csa@4*6}`.
-        factors: factor name to the overrides of its two levels, `{off: {residual: prenorm}}`; with
+        factors: factor name to the overrides of its two levels, `{without: {residual: prenorm}}`; with
             `one_factor`, a key with a list of its values, or a name with levels by name.
         resolution: lowest that a fraction may have. At 5 main effects and two-way interactions are clear of
             each other, at 4 main effects are clear of two-way interactions.

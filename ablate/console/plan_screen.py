@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, units
+from ablate import designs, effects, units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan, optimizers_differ
 
@@ -164,9 +164,11 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         f" with 80 % power; paired noise {plan.noise_sd:.4f}, {parts.words(plan.noise_source)}", "not bold"
     )
     layout = designs.describe(plan.run.sweep)
+    main = effects.detectable(plan.run.sweep, plan.noise_sd)
     return [
         *([("design", parts.words(layout))] if layout else []),
         ("detectable effect", effect),
+        *([("of a factor", f"{main:.4f} nats, as a mean over all arms")] if main is not None else []),
         *([(f"to detect {wanted.effect:g}", _seeds(wanted, len(seeds)))] if wanted else []),
         *([("expected to confirm", _expected(plan))] if plan.expected_mflop else []),
         ("equivalent within", f"±{plan.run.sweep.confirm.margin:g} nats"),

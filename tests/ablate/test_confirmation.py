@@ -167,7 +167,7 @@ def test_looks_that_are_none_are_refused(looks: str) -> None:
 
 
 def test_factorials_take_all_arms_on_all_seeds() -> None:
-    factors = ["sweep.factors.a={off: {sink: none}}", "sweep.factors.b={off: {residual: prenorm}}"]
+    factors = ["sweep.factors.a={without: {sink: none}}", "sweep.factors.b={without: {residual: prenorm}}"]
     with pytest.raises(BadInputError, match="full_factorial"):
         config.load(["sweep=smoke", "sweep.design=full_factorial", *factors, "sweep.confirm.looks=[3,5,8]"])
 

@@ -9,12 +9,12 @@ from ablate import config, designs
 from ablate.errors import BadInputError
 
 OFF = {
-    "mhc": "{off: {residual: prenorm}}",
-    "sink": "{off: {sink: none}}",
-    "hash": "{off: {model.num_hash_layers: 0}}",
-    "grouped": "{off: {output_projection: dense}}",
-    "muon": "{on: {optimizer: muon}, off: {optimizer: adamw}}",
-    "moe": "{off: {ffn: swiglu}}",
+    "mhc": "{without: {residual: prenorm}}",
+    "sink": "{without: {sink: none}}",
+    "hash": "{without: {model.num_hash_layers: 0}}",
+    "grouped": "{without: {output_projection: dense}}",
+    "muon": "{with: {optimizer: muon}, without: {optimizer: adamw}}",
+    "moe": "{without: {ffn: swiglu}}",
 }
 
 
@@ -124,12 +124,12 @@ def test_arms_can_be_named_beside_a_design_and_a_snapshot_keeps_all() -> None:
     [
         (
             "full_factorial",
-            ["sweep.factors.x={off: {residual: rezero}}"],
+            ["sweep.factors.x={without: {residual: rezero}}"],
             ["mhc", "x", "residual", "crossed"],
         ),
         ("leave_one_out", ["sweep.factors.x={}"], ["sweep.factors.x", "two levels"]),
-        ("leave_one_out", ["sweep.factors.x={off: {data.seed: 1}}"], ["no_x", "data.seed"]),
-        ("leave_one_out", ["sweep.factors.base={off: {sink: none}}"], ["base", "another"]),
+        ("leave_one_out", ["sweep.factors.x={without: {data.seed: 1}}"], ["no_x", "data.seed"]),
+        ("leave_one_out", ["sweep.factors.base={without: {sink: none}}"], ["base", "another"]),
         ("leave_one_out", ["sweep.arms.no_mhc={residual: rezero}"], ["no_mhc", "another name"]),
         ("leave_one_out", ["~sweep.factors.mch"], ["mch", "mhc"]),
         ("one_factor", [], ["5 factors", "1"]),

@@ -21,7 +21,7 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 def sweep(design: str = "full_factorial", k: int = 3, resolution: int = 5) -> Sweep:
-    factors = {name: {"off": {"x": name}} for name in NAMES[:k]}
+    factors = {name: {"without": {"x": name}} for name in NAMES[:k]}
     return Sweep(design=design, factors=factors, resolution=resolution, confirm=Confirm(margin=0.01))
 
 
@@ -145,7 +145,7 @@ def test_one_seed_has_no_intervals_and_doubts_leave_nothing_concluded() -> None:
 
 def test_leaving_out_turns_verdicts_around_and_all_pages_show_them(tmp_path, capsys) -> None:
     view = study_views.view(arms={"full": "swa,csa@4,hca@16,csa@4", "no_csa": "dense*4", "no_hca": "csa@4*4"})
-    factors = {name: {"off": {"x": name}} for name in ("csa", "hca")}
+    factors = {name: {"without": {"x": name}} for name in ("csa", "hca")}
     made = dataclasses.replace(view.plan.run.sweep, design="leave_one_out", factors=factors)
     plan = dataclasses.replace(view.plan, run=dataclasses.replace(view.plan.run, sweep=made))
     found = effects.effects(plan, view.trials, view.verdicts)
@@ -166,3 +166,17 @@ def test_leaving_out_turns_verdicts_around_and_all_pages_show_them(tmp_path, cap
     assert [effect["estimate"] for effect in stored] == [effect.estimate for effect in found.mains]
     console.final(shown, {})
     assert "Effects of switching factors on" in capsys.readouterr().out
+
+
+def test_the_detectable_main_effect_is_found_four_times_of_five() -> None:
+    made, rng, sd, studies = sweep(k=3), np.random.default_rng(6), 0.02, 150
+    wanted = effects.detectable(made, sd)
+    assert wanted is not None
+    p = [
+        effects.crossed(made, losses(made, rng, lambda on: wanted * on[0], seeds=6, sd=sd / 2**0.5))
+        .mains[0]
+        .p
+        for _ in range(studies)
+    ]
+    assert np.mean(np.array(p) < 0.05 / 3) == pytest.approx(0.8, abs=0.1)
+    assert effects.detectable(sweep("leave_one_out"), sd) is None
