@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -118,6 +118,24 @@ class LanguageModel(nn.Module):
             ],
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts and moves everything, except that what needs 32 bits only moves (`Component.wide`)."""
+        wide = [
+            (module, name, tensor.data)
+            for module in self.modules()
+            for name, tensor in (
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            )
+            if tensor.dtype == torch.float32 and _needs_32_bits(module, name, tensor)
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in wide:
+            now = getattr(module, name)
+            if now.dtype.itemsize < before.dtype.itemsize:
+                now.data = before.to(now.device)
+        return self
+
     def forward(
         self,
         input_ids: Int[Tensor, "b s"],
@@ -200,6 +218,10 @@ def _mean_indexer_loss(aux: Aux) -> Aux:
     """Indexers learn from the mean of their layers' losses, so that each counts by the number of layers."""
     keys = [key for key in aux if key.startswith("loss/") and key.endswith("/indexer")]
     return aux | {key: aux[key] / len(keys) for key in keys}
+
+
+def _needs_32_bits(module: nn.Module, name: str, tensor: Tensor) -> bool:
+    return tensor.ndim < 2 or name in getattr(module, "wide", ())
 
 
 def initialise(model: LanguageModel, seed: int) -> None:

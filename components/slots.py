@@ -44,6 +44,9 @@ class Component(nn.Module, Registered):
     optimizer that treats matrices as wholes: `{"gate_up": 2}`; 0 for what is no linear map, such as biases
     per position. What is not named is one matrix, further axes in front count matrices, and vectors are none.
     Modules inside a component declare theirs alike (`components/optimizer/matrices.py`)."""
+    wide: tuple[str, ...] = ()
+    """Matrices of this module that a cast of the model to half precision leaves in 32 bits, as it leaves all
+    vectors (norms, biases, gates, sinks): small updates of them would round away. Inner modules declare theirs."""
     causal: ClassVar[bool] = True
     """Whether no output depends on later tokens. An entry for which it does not hold must declare it, and warn."""
 

@@ -41,6 +41,7 @@ class Gated(BlockCompressor):
         self.gate = nn.Parameter(torch.empty(rows, dims.hidden_size).normal_(0.0, dims.initializer_range))
         self.ape = nn.Parameter(torch.zeros(layer.ratio, rows))
         self.row_blocks = {"ape": 0}
+        self.wide = ("ape",)
         self.norm = nn.Parameter(torch.ones(width))
 
     def project(self, x: Float[Tensor, "b s d"]) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,7 @@ class HyperConnections(Residual):
         n, d = config.hc_mult, site.dims.hidden_size
         self.eps = site.dims.rms_norm_eps
         self.theta = nn.Parameter(torch.zeros(2 + n, d))
+        self.wide = ("theta",)
         self.base_pre = nn.Parameter(torch.zeros(n))
         self.base_post = nn.Parameter(torch.ones(n))
         self.base_res = nn.Parameter(torch.eye(n).flatten())

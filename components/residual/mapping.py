@@ -24,6 +24,7 @@ class Mapping(nn.Module):
         width = streams * site.dims.hidden_size
         # Random rows: with all of them zero the streams would stay copies of each other for ever.
         self.fn = nn.Parameter(torch.empty(outputs, width).normal_(0.0, site.dims.initializer_range))
+        self.wide = ("fn",)
         self.base = nn.Parameter(torch.zeros(outputs))
         self.scale = nn.Parameter(torch.full((gates,), alpha))
         self.eps = site.dims.rms_norm_eps

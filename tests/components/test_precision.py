@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 import torch
 from attention_sites import inputs, make_part, make_site, randomise
+from variants import make_variant
 
+from ablate.model import LanguageModel
+from ablate.schema import Slot
 from components import native, registry
 from components.attention.core import joint_softmax
 from components.functional import rms_norm
-from components.slots import Compressor, Position, Residual
+from components.slots import Component, Compressor, Position, Residual
 
 SITE = make_site("csa")
 
@@ -91,3 +94,32 @@ def test_fused_kernels_stand_back_under_mixed_precision() -> None:
     with mixed(on=True):
         assert not native.takes(x)
     assert native.takes(x) == native.available()
+
+
+ALL = [entry for entry in registry.entries() if issubclass(entry.cls, Component)]
+TOKENS = {"csa": "csa@4", "hca": "hca@8", "moba": "moba@4:k2", "nsa": "nsa@4:k2"}
+
+
+@pytest.mark.parametrize("entry", ALL, ids=lambda entry: f"{entry.slot}/{entry.name}")
+def test_a_model_in_half_precision_keeps_32_bits_where_small_updates_count(entry: registry.Entry) -> None:
+    """Norms, biases, gates, sinks, mHC's mappings and positions of blocks; all else is cast, and the model runs."""
+    changes: dict[str, Any] = {entry.slot: Slot(entry.name)}
+    if entry.slot == "attention":
+        changes = {"compress_ratios": f"{TOKENS.get(entry.name, entry.name)}*5"}
+    model = LanguageModel(make_variant(**changes, num_nextn_predict_layers=int(entry.slot == "mtp")))
+    exact = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert model.to(torch.bfloat16) is model
+    wide = ("fn", "theta", "ape")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.ndim < 2 or name.split(".")[-1] in wide:
+            assert tensor.dtype in (torch.float32, torch.int64), name
+            if name in exact:
+                assert torch.equal(tensor, exact[name]), name
+        elif tensor.is_floating_point():
+            assert tensor.dtype == torch.bfloat16, name
+    ids = torch.arange(40).view(2, 20) % 31
+    out = model(ids[:, :-1], ids[:, 1:])
+    out.loss.backward()
+    assert bool(out.loss.isfinite())
+    model.double()
+    assert {t.dtype for t in model.parameters()} == {torch.float64}

@@ -25,14 +25,12 @@ class Trap:
 
     Attributes:
         without: forms of it that the code has no place for, and why.
-        open: forms of it that the code falls into.
     """
 
     number: int
     title: str
     mistakes: tuple[Mistake, ...] = ()
     without: tuple[str, ...] = ()
-    open: tuple[str, ...] = ()
 
 
 def edit(target: str, *changes: tuple[str, str]) -> Edit:

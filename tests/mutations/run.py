@@ -84,19 +84,14 @@ def main(numbers: list[int]) -> int:
         hits = sum(value == "caught" for value in found.values())
         missed = [f"{name}: {value}" for name, value in found.items() if value != "caught"]
         caught, total, whole = caught + hits, total + len(found), whole + (hits == len(found) > 0)
-        left = [
-            *missed,
-            *(f"no place for {reason}" for reason in trap.without),
-            *(f"open: {form}" for form in trap.open),
-        ]
+        left = [*missed, *(f"no place for {reason}" for reason in trap.without)]
         table.add_row(str(trap.number), trap.title, str(len(found)), str(hits), "\n".join(left))
     applicable = sum(bool(trap.mistakes) for trap in traps)
     console = Console(width=max(Console().width, 140))
     console.print(table)
-    forms = sum(len(trap.open) for trap in traps)
     seconds = time.perf_counter() - started
     console.print(
-        f"{whole} of {applicable} applicable traps caught; {caught} of {total} mistakes; {forms} form open; "
+        f"{whole} of {applicable} applicable traps caught; {caught} of {total} mistakes; "
         f"{sound.passed} tests; {seconds:.0f} s"
     )
     return int(whole < applicable)
