@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components import native
-from components.native import pointwise
+from components.native import attention as fused
 from components.precision import at_least_float32
 from components.slots import ScoreBias
 
@@ -29,6 +29,8 @@ def attend(
         sink: a logit per head that takes part in the softmax and carries no value.
         bias: added to scores after their scaling.
     """
+    if bias is None and native.takes(queries, keys, values):
+        return fused.attend(queries, keys, None if values is keys else values, seen, sink)
     weights = joint_softmax(queries, keys, seen, sink, bias).to(values.dtype)
     return (weights.flatten(1, 2) @ values).view(*queries.shape[:3], -1)
 
@@ -47,7 +49,7 @@ def joint_softmax(
         scores = rows @ keys.transpose(1, 2)
         if bias is not None:
             scores += bias.flatten(1, 2)
-        return pointwise.masked_softmax(scores, seen, sink, heads).view(count, length, heads, -1)
+        return fused.masked_softmax(scores, seen, sink, heads).view(count, length, heads, -1)
     hidden = torch.zeros(seen.shape, dtype=rows.dtype, device=rows.device).masked_fill_(~seen, -torch.inf)
     logits = at_least_float32(
         (rows @ keys.transpose(1, 2)).view(count, length, heads, -1).add_(hidden.unsqueeze(2))
@@ -123,9 +125,34 @@ def joint_attention(
     """
     batch, length, heads, width = queries.shape
     blocks = blocks or Blocks.best(length, window)
+    if bias is None and native.takes(queries, kv):
+        return _joint_attention(queries, kv, window, sink, entries, seen, blocks)
     rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
     added = _added(bias, blocks, batch, keys, ratio)
     out = attend(rows, keys, keys, mask, None if sink is None else sink.unsqueeze(0), added)
+    return out.view(batch, -1, heads, width)[:, :length]
+
+
+def _joint_attention(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    sink: Float[Tensor, "h"] | None,
+    entries: Float[Tensor, "b t c"] | None,
+    seen: Bool[Tensor, "#b s t"] | None,
+    blocks: Blocks,
+) -> Float[Tensor, "b s h c"]:
+    """The same by the fused kernels."""
+    batch, length, heads, width = queries.shape
+    shape = (blocks.count, blocks.size, blocks.back)
+    extra = blocks.count * blocks.size - length
+    rows = F.pad(queries, (0, 0, 0, 0, 0, extra)) if extra else queries
+    if entries is None or seen is None or not entries.shape[1]:
+        entries = seen = None
+    keys = fused.block_keys(kv, entries, shape)
+    mask = fused.block_mask(length, shape, window, seen)
+    rows = rows.reshape(batch * blocks.count, blocks.size, heads, width)
+    out = fused.attend(rows, keys, None, mask, None if sink is None else sink.unsqueeze(0))
     return out.view(batch, -1, heads, width)[:, :length]
 
 

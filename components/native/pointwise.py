@@ -1,10 +1,10 @@
-"""Norm, rotation, gate, loss and softmax by the fused kernels; autograd around `pointwise.c`."""
+"""Norm, rotation, gate and loss by the fused kernels; autograd around `pointwise.c`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -129,45 +129,6 @@ class _CrossEntropy(torch.autograd.Function):
         return d_logits, None
 
 
-class _MaskedSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, seen: Tensor, sink: Tensor | None, heads: int) -> Tensor:
-        groups, rows, keys = scores.shape
-        seen = seen.contiguous()
-        sink = None if sink is None else sink.contiguous()
-        share = None if sink is None else scores.new_empty(groups, rows)
-        kernels().masked_softmax_forward(
-            groups,
-            rows // heads,
-            heads,
-            keys,
-            int(len(seen) == 1),
-            int(sink is not None and len(sink) == 1),
-            *map(pointer, (scores, seen, sink, share)),
-        )
-        ctx.heads, ctx.one_sink = heads, None if sink is None else len(sink) == 1
-        ctx.mark_dirty(scores)
-        ctx.save_for_backward(scores, share)
-        return scores
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        weights, share = ctx.saved_tensors
-        groups, rows, keys = weights.shape
-        d_scores = torch.empty_like(weights)
-        d_sink = None if share is None else weights.new_zeros(1 if ctx.one_sink else groups, ctx.heads)
-        kernels().masked_softmax_backward(
-            groups,
-            rows // ctx.heads,
-            ctx.heads,
-            keys,
-            int(bool(ctx.one_sink)),
-            *map(pointer, (weights, share, grads[0].contiguous(), d_scores, d_sink)),
-        )
-        return d_scores, None, d_sink, None
-
-
 def rms_norm(
     x: Float[Tensor, "... d"], weight: Float[Tensor, "d"] | None, eps: float
 ) -> Float[Tensor, "... d"]:
@@ -194,14 +155,3 @@ def cross_entropy(logits: Float[Tensor, "m v"], labels: Int[Tensor, "m"]) -> Flo
     """Mean loss over labels that are not negative."""
     apply: Callable[..., Tensor] = _CrossEntropy.apply
     return apply(logits, labels)
-
-
-def masked_softmax(
-    scores: Float[Tensor, "g qh k"],
-    seen: Bool[Tensor, "#g q k"],
-    sink: Float[Tensor, "#g h"] | None,
-    heads: int,
-) -> Float[Tensor, "g qh k"]:
-    """Softmax over the keys that are seen and the sink, without the sink's share; overwrites `scores`."""
-    apply: Callable[..., Tensor] = _MaskedSoftmax.apply
-    return apply(scores, seen, sink, heads)

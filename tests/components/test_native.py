@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ablate.model import LanguageModel, initialise
 from components import functional, native, registry
+from components.attention.core import Blocks, attend, joint_attention
 from components.ffn.activation import clamped_swiglu
-from components.native import experts, pointwise
+from components.native import attention, experts, pointwise
 from components.position.rotary import Rotary
 from components.slots import Residual
 from components.spec import Site
@@ -209,7 +210,37 @@ def test_masked_softmax(masks: int, sinks: int) -> None:
         return logits.softmax(-1)[..., :keys].reshape(scores.shape)
 
     inputs = [_randn(groups, queries * heads, keys, scale=3.0), *([_randn(sinks, heads)] if sinks else [])]
-    _agree(lambda x, sink=None: pointwise.masked_softmax(x, seen, sink, heads), exact, *inputs)
+    _agree(lambda x, sink=None: attention.masked_softmax(x, seen, sink, heads), exact, *inputs)
+
+
+@pytest.mark.parametrize("blocks", [Blocks(5, 4, 2), Blocks(2, 9, 1), Blocks(1, 17, 0)])
+@pytest.mark.parametrize("sequences", [0, 1, 2])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_joint_attention(blocks: Blocks, sequences: int, sinks: bool) -> None:
+    """17 tokens in blocks that run past them, entries that all sequences see alike, or each its own, or none."""
+    entries = (_randn(2, 3, 6, seed=2),) if sequences else ()
+    seen = torch.rand(sequences or 1, 17, 3, generator=torch.Generator().manual_seed(5)) < 0.5
+    sink = (_randn(4, seed=3),) if sinks else ()
+
+    def joint(queries: Tensor, kv: Tensor, *rest: Tensor) -> Tensor:
+        given = rest[0] if entries else None
+        return joint_attention(
+            queries, kv, 5, rest[-1] if sinks else None, given, seen if entries else None, blocks
+        )
+
+    _agree(joint, joint, _randn(2, 17, 4, 6), _randn(2, 17, 6, seed=1), *entries, *sink)
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_attention_to_values_of_their_own(masks: int) -> None:
+    seen = torch.rand(masks, 5, 7, generator=torch.Generator().manual_seed(5)) < 0.5
+    seen[..., 0] = True
+
+    def attending(queries: Tensor, keys: Tensor, values: Tensor, sink: Tensor) -> Tensor:
+        return attend(queries, keys, values, seen, sink)
+
+    inputs = _randn(3, 5, 2, 8), _randn(3, 7, 8, seed=1), _randn(3, 7, 9, seed=2), _randn(3, 2, seed=3)
+    _agree(attending, attending, *inputs)
 
 
 def test_a_model_computes_the_same_without_the_kernels() -> None:
