@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from components import native
 from components.native import attention as fused
+from components.native import indexer as indexing
 from components.precision import at_least_float32
 from components.slots import ScoreBias
 
@@ -144,6 +145,21 @@ def _joint_attention(
 ) -> Float[Tensor, "b s h c"]:
     """The same by the fused kernels."""
     batch, length, heads, width = queries.shape
+    rows, keys, mask = _blocked(queries, kv, window, entries, seen, blocks)
+    out = fused.attend(rows, keys, None, mask, None if sink is None else sink.unsqueeze(0))
+    return out.view(batch, -1, heads, width)[:, :length]
+
+
+def _blocked(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    entries: Float[Tensor, "b t c"] | None,
+    seen: Bool[Tensor, "#b s t"] | None,
+    blocks: Blocks,
+) -> tuple[Float[Tensor, "n q h c"], Float[Tensor, "n k c"], Bool[Tensor, "m q k"]]:
+    """`_grouped` by the fused kernels, where sequences that see the same share their masks."""
+    batch, length, heads, width = queries.shape
     shape = (blocks.count, blocks.size, blocks.back)
     extra = blocks.count * blocks.size - length
     rows = F.pad(queries, (0, 0, 0, 0, 0, extra)) if extra else queries
@@ -151,9 +167,7 @@ def _joint_attention(
         entries = seen = None
     keys = fused.block_keys(kv, entries, shape)
     mask = fused.block_mask(length, shape, window, seen)
-    rows = rows.reshape(batch * blocks.count, blocks.size, heads, width)
-    out = fused.attend(rows, keys, None, mask, None if sink is None else sink.unsqueeze(0))
-    return out.view(batch, -1, heads, width)[:, :length]
+    return rows.reshape(batch * blocks.count, blocks.size, heads, width), keys, mask
 
 
 @torch.no_grad()
@@ -170,10 +184,30 @@ def entry_mass(
     """What each entry gets of the softmax of `joint_attention`, summed over heads; carries no gradient."""
     batch, length = queries.shape[:2]
     blocks = Blocks.best(length, window)
+    if bias is None and native.takes(queries, kv):
+        mass = _entry_mass(queries, kv, window, sink, entries, seen, blocks)
+        return mass.view(batch, -1, entries.shape[1])[:, :length]
     rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
     added = _added(bias, blocks, batch, keys, ratio)
     weights = joint_softmax(rows, keys, mask, None if sink is None else sink.unsqueeze(0), added)
     return weights[..., blocks.keys :].sum(2).view(batch, -1, entries.shape[1])[:, :length]
+
+
+def _entry_mass(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    sink: Float[Tensor, "h"] | None,
+    entries: Float[Tensor, "b t c"],
+    seen: Bool[Tensor, "#b s t"],
+    blocks: Blocks,
+) -> Float[Tensor, "n q t"]:
+    """The same by the fused kernels, in blocks."""
+    heads, width = queries.shape[2:]
+    rows, keys, mask = _blocked(queries, kv, window, entries, seen, blocks)
+    scores = torch.bmm(rows.flatten(1, 2), keys.transpose(1, 2))
+    sinks = None if sink is None else sink.unsqueeze(0)
+    return indexing.entry_mass(scores, mask, sinks, heads, width**-0.5, blocks.keys)
 
 
 def _grouped(

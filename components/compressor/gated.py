@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components import native
 from components.compressor.blocks import BlockCompressor, slots, streams
+from components.native import indexer as fused
 from components.precision import at_least_float32, full_precision
 from components.registry import register
 from components.spec import Cost, NoOptions, Site
@@ -53,6 +55,8 @@ class Gated(BlockCompressor):
     def pool(self, projected: Sequence[Float[Tensor, "b t m oc"]]) -> Float[Tensor, "b t c"]:
         """Softmax-weighted means of values."""
         values, gates = projected
+        if native.takes(values, gates, self.ape):
+            return fused.gated_pool(values, gates, self.ape, self.overlap)
         weights = slots(gates + self.ape, self.overlap, missing=-torch.inf).softmax(dim=2)
         return (weights * slots(values, self.overlap, missing=0.0)).sum(dim=2)
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components import native
 from components.attention.core import Blocks
 from components.attention.pairs import entry_pairs
 from components.cache import Cache, appended, length, part
@@ -14,6 +15,7 @@ from components.compressor.gated import Gated
 from components.indexer.dense import unselected_cost
 from components.indexer.teaching import divergence, mass_recall
 from components.indexer.topk import check_topk, topk_warnings
+from components.native import indexer as fused
 from components.registry import register
 from components.slots import Aux, EntryMass, Indexer, Position
 from components.spec import Cost, NoOptions, Site, searchable
@@ -118,6 +120,9 @@ class Lightning(Indexer):
         queries = position.rotate(queries, positions)
         weights = F.linear(x, self.weights) * self.scale
         products = (queries.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (-1, self.heads))
+        if native.takes(products, weights):
+            scores = fused.index_scores(products.flatten(0, 1), weights.flatten(0, 1))
+            return scores.unflatten(0, weights.shape[:2])
         return (products.relu() * weights.unsqueeze(-1)).sum(2)
 
     @torch.no_grad()
@@ -200,6 +205,8 @@ class Lightning(Indexer):
 
 def highest(scores: Float[Tensor, "... t"], count: int) -> Bool[Tensor, "... t"]:
     """Mask of the `count` highest scores along the last axis; of equal ones the first."""
+    if native.takes(scores):
+        return fused.highest(scores, count)
     least = scores.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above, equal = scores > least, scores == least
     room = count - above.sum(-1, keepdim=True)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from components import native
+from components.native import indexer as fused
 from components.precision import at_least_float32
 
 
@@ -16,6 +18,8 @@ def divergence(
         mass: what attention gives to each candidate, summed over heads; p is its share of their total. So
             window and sink take part in the teacher's softmax, and no head is normalised by itself.
     """
+    if native.takes(scores, mass):
+        return fused.divergence(scores, mass, candidates)
     has = candidates.any(-1)
     # A query without candidates would make its softmax and every gradient nan; it takes no part in the mean.
     hidden = ~candidates & has.unsqueeze(-1)

@@ -1,5 +1,6 @@
 """Fused kernels equal the PyTorch code that defines them, forward and backward, and are really used."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -10,12 +11,15 @@ from torch.nn import functional as F
 
 from ablate.model import LanguageModel, initialise
 from components import functional, native, registry
-from components.attention.core import Blocks, attend, joint_attention
+from components.attention.core import Blocks, attend, entry_mass, joint_attention
+from components.compressor.gated import Gated
 from components.ffn.activation import clamped_swiglu
-from components.native import attention, experts, pointwise
+from components.indexer.lightning import highest
+from components.indexer.teaching import divergence
+from components.native import attention, experts, indexer, pointwise
 from components.position.rotary import Rotary
 from components.slots import Residual
-from components.spec import Site
+from components.spec import NoOptions, Site
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler was there at installation")
 
@@ -229,6 +233,65 @@ def test_joint_attention(blocks: Blocks, sequences: int, sinks: bool) -> None:
         )
 
     _agree(joint, joint, _randn(2, 17, 4, 6), _randn(2, 17, 6, seed=1), *entries, *sink)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_entry_mass(sinks: bool) -> None:
+    seen = torch.rand(2, 17, 3, generator=torch.Generator().manual_seed(5)) < 0.5
+    inputs = _randn(2, 17, 4, 6), _randn(2, 17, 6, seed=1), _randn(2, 3, 6, seed=2), _randn(4, seed=3)
+
+    def mass(dtype: torch.dtype) -> Tensor:
+        queries, kv, entries, sink = (t.to(dtype) for t in inputs)
+        return entry_mass(queries, kv, 5, sink if sinks else None, entries, seen)
+
+    torch.testing.assert_close(mass(torch.float32).double(), mass(torch.float64), atol=1e-6, rtol=1e-5)
+
+
+def test_index_scores() -> None:
+    def scores(products: Tensor, weights: Tensor) -> Tensor:
+        return (products.relu() * weights.unsqueeze(-1)).sum(1)
+
+    _agree(indexer.index_scores, scores, _randn(9, 3, 7), _randn(9, 3, seed=1))
+
+
+def test_divergence_without_candidates_and_without_mass() -> None:
+    candidates = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(6)) < 0.6
+    candidates[0, 0] = False
+    mass = _randn(2, 6, 5, seed=1).abs()
+    mass[0, 1] = 0.0
+    mass[1, 2, 0] = 0.0
+
+    def loss(scores: Tensor) -> Tensor:
+        return divergence(scores, mass.to(scores.dtype), candidates)
+
+    _agree(loss, loss, _randn(2, 6, 5, scale=3.0))
+    assert divergence(_randn(2, 6, 5), mass, torch.zeros_like(candidates)) == 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 20, 21])
+def test_highest(count: int) -> None:
+    scores = torch.randint(-3, 4, (4, 50, 21), generator=torch.Generator().manual_seed(count)) / 2
+    scores[0, :, ::3] = -torch.inf
+    scores[1, :, ::2] *= -0.0  # of either sign, and equal
+    scores[2] = _randn(50, 21)
+    fast = highest(scores, count)
+    with native.switched_off():
+        assert torch.equal(fast, highest(scores, count))
+    assert bool((fast.sum(-1) == count).all())
+
+
+@pytest.mark.parametrize(("ratio", "overlap", "width"), [(4, True, 5), (3, False, 70), (1, True, 130)])
+def test_gated_pool(ratio: int, overlap: bool, width: int) -> None:
+    layer = dataclasses.replace(variants.make_variant().layers[1], ratio=ratio, overlap=overlap)
+    module = Gated(NoOptions(), Site(dims=variants.make_variant().dims, layer=layer), width=width)
+
+    def pool(values: Tensor, gates: Tensor, ape: Tensor) -> Tensor:
+        del module.ape
+        module.ape = ape  # type: ignore[assignment]  # no parameter, so that it is an input like the others
+        return module.pool((values, gates))
+
+    wide = width * (1 + overlap)
+    _agree(pool, pool, *(_randn(2, 4, ratio, wide, seed=i, scale=2.0) for i in (0, 1)), _randn(ratio, wide))
 
 
 @pytest.mark.parametrize("masks", [1, 3])
