@@ -117,6 +117,8 @@ class LanguageModel(nn.Module):
                 for i, layer in enumerate(variant.prediction_layers)
             ],
         )
+        modules = [module for module in self.modules() if module is not self]
+        self._stepping: list[Any] = [m for m in modules if callable(getattr(m, "after_step", None))]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Casts and moves everything, except that what needs 32 bits only moves (`Component.wide`)."""
@@ -208,10 +210,8 @@ class LanguageModel(nn.Module):
 
     def after_step(self) -> None:
         """Let components that balance or adapt without gradients do so; call after every optimizer step."""
-        for module in self.modules():
-            step = getattr(module, "after_step", None)
-            if module is not self and callable(step):
-                step()
+        for module in self._stepping:
+            module.after_step()
 
 
 def _mean_indexer_loss(aux: Aux) -> Aux:

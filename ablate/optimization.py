@@ -9,7 +9,8 @@ from torch import nn
 from ablate.model import LanguageModel
 from ablate.schema import Optimizer
 from ablate.variant import Variant
-from components import registry, slots
+from components import native, registry, slots
+from components.native.gradients import clip_norm
 
 
 def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -37,6 +38,17 @@ def flops_per_step(settings: Optimizer, variant: Variant) -> int:
 def _component(settings: Optimizer) -> tuple[type[slots.Optimizer], Any]:
     entry = registry.get("optimizer", settings.name)
     return cast(type[slots.Optimizer], entry.cls), entry.config(settings.args)
+
+
+def clip(optimizer: torch.optim.Optimizer, limit: float) -> None:
+    """Scale all gradients so that the norm of all together is at most `limit`."""
+    found = (p.grad for group in optimizer.param_groups for p in group["params"])
+    gradients = [grad for grad in found if grad is not None]
+    if native.takes(*gradients) and all(grad.is_contiguous() for grad in gradients):
+        clip_norm(gradients, limit)
+    else:
+        norm = nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], limit, norm)
 
 
 def rate(progress: float, settings: Optimizer) -> float:

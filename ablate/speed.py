@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablate import schema, shares
+from ablate import optimization, schema, shares
 from ablate.model import LanguageModel
 from ablate.shares import Share
 
@@ -51,7 +51,7 @@ class Subject:
     def update(self) -> None:
         """What follows the backward pass."""
         if self.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            optimization.clip(self.optimizer, self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.model, LanguageModel):

@@ -124,6 +124,15 @@ class _Trial(LightningModule):
             self._optimizer_state = None
         return self.optimizer
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val:
+            optimization.clip(optimizer, gradient_clip_val)
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch  # hashed on the CPU first, moved by the step
 

@@ -39,6 +39,7 @@ SIGNATURES = {
     "entry_mass": "llllllifpppp",
     "gated_pool_forward": "llllipppp",
     "gated_pool_backward": "llllippppppp",
+    "clip_norm": "lfpp",
     "streams_read_forward": "iliiffppppppp",
     "streams_read_backward": "iliifppppppppppp",
     "streams_write_forward": "ilipppp",

@@ -22,6 +22,7 @@
 
 /* One value of each of LANES tokens. Left to itself the compiler keeps sums over streams in scalar registers. */
 typedef float Lane __attribute__((vector_size(4 * LANES), may_alias));
+typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* anywhere in memory */
 
 typedef struct {
     int n, iterations;
@@ -247,24 +248,47 @@ INLINE void write_forward(int n, long tokens, int d, const float *restrict x, co
     }
 }
 
+INLINE float total(Lane x) {
+    Values v = {x};
+    float sum = 0.0f;
+    for (int l = 0; l < LANES; l++) sum += v.each[l];
+    return sum;
+}
+
+/* All dot products of a token run along its channels together, so that each of them is read once. */
 INLINE void write_backward(int n, long tokens, int d, const float *x, const float *y, const float *mix,
                            const float *dout, float *dx, float *dy, float *dmix) {
     for (long token = 0; token < tokens; token++) {
         const float *row = x + token * n * d, *branch = y + token * d, *w = mix + token * n * (n + 1);
         const float *grad = dout + token * n * d;
         float *to = dx + token * n * d, *ty = dy + token * d, *tm = dmix + token * n * (n + 1);
-        for (int j = 0; j <= n; j++) {
-            float *target = j < n ? to + j * d : ty;
-            const float *source = j < n ? row + j * d : branch;
-            for (int k = 0; k < n; k++) {
-                const float *g = grad + k * d;
-                const float weight = w[k * (n + 1) + j];
-                float dot = 0.0f;
-                if (k == 0) for (int i = 0; i < d; i++) { target[i] = weight * g[i]; dot += g[i] * source[i]; }
-                else for (int i = 0; i < d; i++) { target[i] += weight * g[i]; dot += g[i] * source[i]; }
-                tm[k * (n + 1) + j] = dot;
+        Lane dots[MAX_STREAMS][MAX_STREAMS + 1];
+        for (int k = 0; k < n; k++)
+            for (int j = 0; j <= n; j++) dots[k][j] = (Lane){0};
+        int i = 0;
+        for (; i + LANES <= d; i += LANES)
+            for (int j = 0; j <= n; j++) {
+                const Lane source = *(const Loose *)((j < n ? row + j * d : branch) + i);
+                Lane sum = {0};
+                for (int k = 0; k < n; k++) {
+                    const Lane g = *(const Loose *)(grad + k * d + i);
+                    sum += w[k * (n + 1) + j] * g;
+                    dots[k][j] += g * source;
+                }
+                *(Loose *)((j < n ? to + j * d : ty) + i) = sum;
             }
-        }
+        for (int k = 0; k < n; k++)
+            for (int j = 0; j <= n; j++) tm[k * (n + 1) + j] = total(dots[k][j]);
+        for (; i < d; i++)
+            for (int j = 0; j <= n; j++) {
+                const float source = j < n ? row[j * d + i] : branch[i];
+                float sum = 0.0f;
+                for (int k = 0; k < n; k++) {
+                    sum += w[k * (n + 1) + j] * grad[k * d + i];
+                    tm[k * (n + 1) + j] += grad[k * d + i] * source;
+                }
+                *(j < n ? to + j * d + i : ty + i) = sum;
+            }
     }
 }
 

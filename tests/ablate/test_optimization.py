@@ -1,5 +1,7 @@
 """Optimizers as a trial drives them: the rate, clipping, saving and loading, for every entry alike."""
 
+import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ablate import config, optimization, schema, show
 from ablate.model import LanguageModel
 from ablate.variant import Variant
-from components import registry
+from components import native, registry
 
 NAMES = [entry.name for entry in registry.entries("optimizer")]
 
@@ -65,6 +67,27 @@ def test_gradients_can_be_clipped_in_mixed_precision(name: str, precision: Any) 
     MixedPrecision(precision, "cpu").clip_gradients(optimizer, 1.0)
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     assert torch.stack(norms).norm() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("limit", [1e-3, 1e6])
+def test_clipping_is_that_of_pytorch(limit: float, kernels: bool) -> None:
+    model, optimizer = _built("adamw")
+    other = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        q.grad = None if p.grad is None else p.grad.clone()
+    with nullcontext() if kernels else native.switched_off():
+        optimization.clip(optimizer, limit)
+    torch.nn.utils.clip_grad_norm_(other.parameters(), limit)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=0.0)
+
+
+def test_a_gradient_that_is_no_number_is_not_hidden_by_clipping() -> None:
+    model, optimizer = _built("adamw")
+    next(model.parameters()).grad[0, 0] = torch.nan  # type: ignore[index]
+    optimization.clip(optimizer, 1.0)
+    assert all(bool(p.grad.isnan().all()) for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", NAMES)
