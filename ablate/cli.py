@@ -76,18 +76,21 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep will do, cost and be able to detect. Spends nothing, writes nothing."""
-    from ablate import config, console
+    from ablate import config, console, ladder
     from ablate.detection import detection
     from ablate.home import Home
-    from ablate.planning import make_plan
 
     loaded = config.load(overrides or [], config_dir or [])
-    made = make_plan(loaded, Home.at(loaded.home))
+    sizes = ladder.plans(ladder.rungs(loaded, overrides or [], config_dir or []), Home.at(loaded.home))
+    made = sizes[-1]
     wanted = None if detect is None else detection(made, detect)
     if as_json:
-        print_json(jsonable(made) | ({"detect": jsonable(wanted)} if wanted else {}))
+        below = {"ladder": [plan.study for plan in sizes[:-1]]} if len(sizes) > 1 else {}
+        print_json(jsonable(made) | below | ({"detect": jsonable(wanted)} if wanted else {}))
     else:
         console.plan(made, wanted)
+        if len(sizes) > 1:
+            console.ladder(sizes)
 
 
 @app.command()

@@ -40,7 +40,9 @@ def detection(plan: Plan, effect: float) -> Detection:
         return Detection(effect=effect, seeds=None, total_mflop=None)
     run = dataclasses.replace(
         plan.run,
-        sweep=dataclasses.replace(plan.run.sweep, confirm=dataclasses.replace(confirm, replicates=seeds, looks=[])),
+        sweep=dataclasses.replace(
+            plan.run.sweep, confirm=dataclasses.replace(confirm, replicates=seeds, looks=[])
+        ),
         budget=dataclasses.replace(plan.run.budget, per_trial=plan.trial_mflop * units.MFLOP, total=None),
     )
     _, total, _ = planning.divide(run, max(arm.step_mflop for arm in plan.arms))

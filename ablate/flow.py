@@ -5,11 +5,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ablate import config, console, data, report, study
+from ablate import config, console, data, ladder, multiplier, report, study
 from ablate.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE
 from ablate.home import Home
-from ablate.planning import make_plan
-from ablate.records import StudyView
+from ablate.records import Plan, StudyView
 from ablate.schema import Tracking
 
 Observer = Callable[[StudyView], None]
@@ -23,13 +22,33 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
     """
     loaded = config.load(overrides, config_dirs)
     home = Home.at(loaded.home)
-    plan = make_plan(loaded, home)
+    sizes = ladder.plans(ladder.rungs(loaded, overrides, config_dirs), home)
     home.create()
-    console.plan(plan)
+    console.plan(sizes[-1])
+    if len(sizes) > 1:
+        console.ladder(sizes)
     _say(f"Preparing data ({loaded.data.name}); cached after the first time.")
-    data.prepare(loaded.data, home)
-    name, _ = study.create(plan, home)
-    return _go(name, home, lambda observe: study.run(plan, home, observe))
+    for plan in sizes:  # all are registered before the first has results
+        data.prepare(plan.run.data, home)
+        study.create(plan, home)
+    for plan in sizes:
+        code = _run(plan, home)
+        if code != EXIT_DONE:
+            return code
+    if len(sizes) > 1:
+        _over_sizes([plan.study for plan in sizes], home)
+    return EXIT_DONE
+
+
+def _run(plan: Plan, home: Home) -> int:
+    return _go(plan.study, home, lambda observe: study.run(plan, home, observe))
+
+
+def _over_sizes(names: Sequence[str], home: Home) -> None:
+    views = [study.view(name, home) for name in names]
+    found = multiplier.multipliers(views)
+    console.multipliers(found)
+    _say(str(ladder.write(found, views, home.report(names[-1]))))
 
 
 def resume(name: str, home: Home) -> int:

@@ -24,7 +24,7 @@ _IMMATERIAL = {
     "tracking": None,
     "home": None,
     "trainer": ("checkpoint_seconds", "keep_weights"),
-    "sweep": ("question", "name"),
+    "sweep": ("question", "name", "ladder"),
     "model": ("name",),
     "data": ("name", "files"),
     "budget": None,

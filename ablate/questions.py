@@ -1,10 +1,11 @@
-"""Commands that answer a question about studies: `ablate verdict`, `ablate compare`."""
+"""Commands that answer a question about studies: `verdict`, `multiplier`, `compare`."""
 
 from typing import Annotated
 
 import typer
 
 from ablate.errors import EXIT_DONE, EXIT_FAILED
+from ablate.jsonable import jsonable
 from ablate.options import AsJson, HomeOption, StudyName, home_at, print_json, view_study
 
 app = typer.Typer()
@@ -21,6 +22,26 @@ def verdict(study: StudyName = None, home: HomeOption = None, as_json: AsJson = 
         print_json(registration.answer(view))
     else:
         verdict_screen.verdict(view)
+
+
+@app.command()
+def multiplier(
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDY...", help="Three studies or more of different compute per trial."),
+    ],
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much compute each arm is worth, from studies of the same arms at several sizes."""
+    from ablate import console
+    from ablate import multiplier as over_sizes
+
+    found = over_sizes.multipliers([view_study(name, home) for name in studies])
+    if as_json:
+        print_json(jsonable(list(found)))
+    else:
+        console.multipliers(found)
 
 
 @app.command()

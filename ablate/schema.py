@@ -202,6 +202,8 @@ class Sweep:
             `{model.compress_ratios: csa@4*6}`.
         factors: factor name to the overrides of its two levels, `{without: {residual: prenorm}}`; with
             `one_factor`, a key with a list of its values, or a name with levels by name.
+        ladder: overrides of each smaller size, such as `[budget.per_trial=200 GFLOP]`; the sweep itself is the
+            largest. A study per size, and together the compute multiplier of every arm.
         resolution: lowest that a fraction may have. At 5 main effects and two-way interactions are clear of
             each other, at 4 main effects are clear of two-way interactions.
     """
@@ -213,6 +215,7 @@ class Sweep:
     arms: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, Any] = field(default_factory=dict)
     resolution: int = 5
+    ladder: list[list[str]] = field(default_factory=list)
     search: Search = field(default_factory=Search)
     confirm: Confirm = field(default_factory=Confirm)
 

@@ -61,9 +61,10 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
 
 
 def _plans(home: Home) -> dict[str, Plan]:
-    """Plans of all studies of the home, by name; those that another version wrote are left out."""
+    """Plans of all studies of the home that have begun; those that another version wrote are left out."""
     with db.reading(db.connect(home)) as connection:
-        rows = connection.execute(select(db.study.c.name, db.study.c.plan)).all()
+        s = db.study.c
+        rows = connection.execute(select(s.name, s.plan).where(s.state != "planned")).all()
     found = {}
     for row in rows:
         try:

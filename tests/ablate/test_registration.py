@@ -75,7 +75,10 @@ def test_a_plan_changed_in_the_database_is_noticed(tmp_path) -> None:
 
 def test_a_second_study_of_the_same_contrasts_says_what_came_before(tmp_path) -> None:
     home = Home(tmp_path)
-    study.create(small_studies.plan("first-1"), home)
+    first = small_studies.plan("first-1")
+    study.create(first, home)
+    study.create(small_studies.plan("idle-1"), home)
+    small_studies.finish(home, first)
     alone = small_studies.plan("alone-1")
     study.create(dataclasses.replace(alone, arms=alone.arms[:1]), home)
     again = small_studies.plan("again-1", replicates=5)
