@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ablate.prediction import Prediction, PredictionLayer
 from ablate.variant import Variant
@@ -243,6 +244,19 @@ def initialise(model: LanguageModel, seed: int) -> None:
             parameter.copy_(values)
 
 
+def shape_of(variant: Variant) -> LanguageModel:
+    """The model on "meta": shapes, no memory and no values."""
+    with torch.device("meta"), _NoDraws():
+        return LanguageModel(variant)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Random numbers are not drawn: on "meta" there is nothing to fill, and PyTorch loads its compiler to do it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
 def build_model(
     preset: str | Variant, device: str | torch.device = "cpu", overrides: Sequence[str] = (), seed: int = 0
 ) -> LanguageModel:
@@ -258,8 +272,9 @@ def build_model(
         preset = Variant.from_run(run, run.model.vocab_size or run.data.vocab_size)
     elif overrides:
         raise ValueError(f"overrides={list(overrides)} apply to a preset; a variant is complete already")
+    if torch.device(device).type == "meta":
+        return shape_of(preset)
     with torch.device(device):
         model = LanguageModel(preset)
-    if model.head.device.type != "meta":
-        initialise(model, seed)
+    initialise(model, seed)
     return model

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ablate.model import LanguageModel
+from ablate.model import shape_of
 from ablate.schema import Optimizer
 from ablate.variant import Variant
 from components import native, registry, slots
@@ -31,8 +31,7 @@ def build(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
 def flops_per_step(settings: Optimizer, variant: Variant) -> int:
     """FLOPs of the optimizer's own matrix products in one step; allocates nothing."""
     cls, config = _component(settings)
-    with torch.device("meta"):
-        return cls.flops_per_step(config, LanguageModel(variant))
+    return cls.flops_per_step(config, shape_of(variant))
 
 
 def _component(settings: Optimizer) -> tuple[type[slots.Optimizer], Any]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,17 +110,20 @@ PATTERNS: dict[str, tuple[str, str]] = {
 }
 
 
-def check(key: str, value: Any, where: str = "") -> None:
+def check(key: str, value: Any, where: Callable[[], str] = str) -> None:
     """Refuse a value outside the range or choices of `key`.
+
+    Args:
+        where: says where the value stands; asked only for a message, since files are read for it.
 
     Raises:
         BadInputError: names the key, the value and what is allowed.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadInputError(f"{key}={value} is not a finite number{where}.")
+        raise BadInputError(f"{key}={value} is not a finite number{where()}.")
     if key in BOUNDS and not BOUNDS[key].holds(value):
-        raise BadInputError(f"{key}={value} is out of range{where}. Allowed: {BOUNDS[key]}.")
+        raise BadInputError(f"{key}={value} is out of range{where()}. Allowed: {BOUNDS[key]}.")
     if key in CHOICES and value not in CHOICES[key]:
-        raise BadInputError(f"{key}={value} is not supported{where}. Allowed: {', '.join(CHOICES[key])}.")
+        raise BadInputError(f"{key}={value} is not supported{where()}. Allowed: {', '.join(CHOICES[key])}.")
     if key in PATTERNS and not re.fullmatch(PATTERNS[key][0], str(value)):
-        raise BadInputError(f"{key}={value} is not supported{where}. Allowed: {PATTERNS[key][1]}.")
+        raise BadInputError(f"{key}={value} is not supported{where()}. Allowed: {PATTERNS[key][1]}.")

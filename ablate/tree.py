@@ -208,7 +208,7 @@ class Tree:
             raise BadInputError(
                 f"{key}={value}{self.where(key, value)} has the wrong type. Allowed: {error}."
             ) from None
-        ranges.check(key, typed, self.where(key, value))
+        ranges.check(key, typed, lambda: self.where(key, value))
         return typed
 
     def _unknown(self, key: str, value: Any) -> BadInputError:
