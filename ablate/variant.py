@@ -136,7 +136,9 @@ class Variant:
         dims = self.dims
         names = {slot: name for slot, name, _ in self.slots}
         routers = Counter(layer.router for layer in self.layers) if "router" in names else Counter()
-        routed = ", ".join(f"{count} layers routed by {name}" for name, count in routers.items())
+        routed = ", ".join(
+            f"{count} layer{'s' * (count > 1)} routed by {name}" for name, count in routers.items()
+        )
         experts = (
             f"{dims.num_experts_per_tok} of {dims.n_routed_experts} experts, {dims.n_shared_experts} shared"
         )
