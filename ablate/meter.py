@@ -22,6 +22,9 @@ FIRST_CHUNK = 0.02
 class TrialMeter:
     """The `Meter` of one attempt.
 
+    Args:
+        renewed: is called whenever progress has renewed the lease.
+
     Attributes:
         computed_steps: steps below which all work has been done and none is needed again.
         stopped, superseded: why training was asked to end, for the worker, whatever the trainer makes of it.
@@ -29,10 +32,16 @@ class TrialMeter:
     """
 
     def __init__(
-        self, engine: Engine, study: str, claim: Claim, lease: float, stop: Callable[[], bool] = lambda: False
+        self,
+        engine: Engine,
+        study: str,
+        claim: Claim,
+        lease: float,
+        stop: Callable[[], bool] = lambda: False,
+        renewed: Callable[[], None] = lambda: None,
     ):
         self._engine, self._study, self._claim, self._lease, self._stop = engine, study, claim, lease, stop
-        self._phase = claim.spec.phase
+        self._phase, self._on_renewal = claim.spec.phase, renewed
         self._paid: int | None = None  # None until the first debit tells where this attempt begins
         self._asked = claim.paid_steps
         self._began = (0, 0.0)
@@ -89,8 +98,13 @@ class TrialMeter:
         with self._engine.begin() as connection:
             self._renew(connection, durable_step=step)
 
+    def note(self, text: str) -> None:
+        """Record an event of the trial."""
+        with self._engine.begin() as connection:
+            db.note(connection, self._study, "checkpoint", f"trial {self._claim.number}: {text}")
+
     def _chunk(self, step: int, steps: int, moment: float) -> int:
-        """Steps to pay for now: half a second's work, never beyond the allowance."""
+        """Steps to pay for now: half a second's work, never beyond the allowance or the next checkpoint."""
         begun, since = self._began
         whole = self._claim.spec.steps
         if step > begun and moment > since:
@@ -99,7 +113,8 @@ class TrialMeter:
             ahead = math.ceil(FIRST_CHUNK * whole)
         if step + steps > whole:
             self._refuse(f"step {step + steps} was to be paid for, but the allowance has {whole}")
-        return min(max(steps, ahead), whole - step)
+        every = self._claim.spec.run["trainer"].get("checkpoint_steps") or whole
+        return min(max(steps, ahead), whole - step, every - step % every)
 
     def _settle(self, start: int, until: int, first: bool = False) -> int:
         """Renew, and pay for the steps from `start` to `until`; returns up to where is paid."""
@@ -153,6 +168,7 @@ class TrialMeter:
             raise Superseded(f"trial {self._claim.number}, attempt {self._claim.attempt}")
         self._point = None
         self._renewed = time.monotonic()
+        self._on_renewal()
 
     def _raise_stop(self) -> None:
         self.stopped = True

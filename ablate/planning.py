@@ -23,7 +23,7 @@ _IMMATERIAL = {
     "launcher": None,
     "tracking": None,
     "home": None,
-    "trainer": ("checkpoint_seconds", "keep_weights"),
+    "trainer": ("checkpoint_seconds", "checkpoint_steps", "keep_weights"),
     "sweep": ("question", "name", "ladder"),
     "model": ("name",),
     "data": ("name", "files"),

@@ -76,6 +76,7 @@ BOUNDS: dict[str, Bound] = {
     "trainer.batch_size": _COUNT,
     "trainer.evals": _COUNT,
     "trainer.checkpoint_seconds": _POSITIVE,
+    "trainer.checkpoint_steps": _SIZE,
     "sweep.resolution": Bound(low=3, high=11),
     "sweep.search.points": Bound(low=5, high=99),
     "sweep.search.factor": Bound(low=1, open_low=True),

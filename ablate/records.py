@@ -175,6 +175,9 @@ class Meter(Protocol):
     def durable(self, step: int) -> None:
         """A verified checkpoint now holds everything up to `step`."""
 
+    def note(self, text: str) -> None:
+        """Tell people something about the trial."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, select, update
 
-from ablate import confirmation, db, faults, ledger, queue, rounds, stored
+from ablate import checkpoint, confirmation, db, faults, ledger, queue, rounds, stored
 from ablate.home import Home
 from ablate.records import Plan, TrialSpec
 from ablate.rounds import Slot
@@ -293,6 +293,8 @@ class Scheduler:
                 db.note(connection, self._study, "budget", text)
             set_state(connection, self._study, "done")
             db.note(connection, self._study, "done", f"study {self._study} is done")
+        for folder in self._home.trial(self._study, 0).parent.glob("*"):
+            checkpoint.remove(folder)  # those that a worker left which died between its result and this
 
     def _say_once(self, kind: str, text: str) -> None:
         e = db.event_log.c

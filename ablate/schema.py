@@ -150,6 +150,8 @@ class Trainer:
     evals: int = 8
     """Evaluations per trial, at equal shares of its allowance; the last one is the result."""
     checkpoint_seconds: float = 30.0
+    checkpoint_steps: int = 0
+    """Also a checkpoint every so many steps; no more than those are then done again after a crash. 0 means none."""
     keep_weights: str = "confirm"
     """Trials whose final weights are kept: those of phase `search` or `confirm`, `all`, or `none`."""
 

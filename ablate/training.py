@@ -5,12 +5,11 @@ so a trial that is stopped and resumed computes what an undisturbed one does, bi
 """
 
 import hashlib
-import json
 import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ablate import checkpoint, optimization, schema
-from ablate.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from ablate import checkpoint, optimization, randomness, schema
+from ablate.checkpoint import Checkpoint
 from ablate.data import Batch, Corpus
 from ablate.errors import StopTraining
 from ablate.evaluation import Evaluation, evaluate
@@ -47,15 +46,20 @@ class Diverged(Exception):
 def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> TrialResult:
     """Train one trial, from its newest checkpoint in `workdir` if there is one.
 
+    Checkpoints stay there: until the result is settled, another attempt may need them.
+
     Args:
         workdir: folder of this trial alone, for checkpoints and final weights.
         meter: is asked before every step; may raise `Superseded`, which passes through.
     """
     _silence()
     run = schema.from_dict(spec.run)
+    randomness.seed(spec.seed)
     trial = _Trial(spec, run, corpus)
     driver = _Driver(trial, workdir, meter)
-    saved = checkpoint.load(workdir)
+    saved, passed_over = checkpoint.load(workdir)
+    for text in passed_over:
+        meter.note(text)
     if saved is not None:
         trial.restore(saved)
     outcome, reason = "complete", ""
@@ -63,14 +67,16 @@ def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> Trial
         if trial.step < spec.steps:
             _trainer(run, spec.steps - trial.step, driver).fit(trial, _loader(trial))
     except (StopTraining, SIGTERMException):  # Lightning sees the signal first where it comes during a step
-        driver.save(trial)
-        return trial.result("interrupted", None, "asked to stop")
+        if trial.step < spec.steps:
+            driver.save(trial)
+            return trial.result("interrupted", None, "asked to stop")
     except Diverged as found:
         outcome, reason = "diverged", str(found)
     result = trial.result(cast(Outcome, outcome), driver.last, reason)
     if outcome == "complete" and _keeps(run, spec):
-        _save_weights(trial, workdir)
-    checkpoint.remove(workdir)
+        checkpoint.publish(
+            workdir, trial.model.state_dict(), spec.run, allowed=lambda: meter.durable(spec.steps)
+        )
     return result
 
 
@@ -94,6 +100,7 @@ class _Trial(LightningModule):
         self.counted = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._begin: Callable[[], None] | None = lambda: randomness.seed(spec.seed)
 
     @property
     def uniform(self) -> float:
@@ -140,22 +147,31 @@ class _Trial(LightningModule):
         """Exponential mean of the training loss over about ten steps."""
         return float(self.smooth) / (1 - 0.9**self.step)
 
+    def begin(self) -> None:
+        """Before the first step: what Lightning's own set-up would disturb, such as random numbers that it draws."""
+        if self._begin is not None:
+            self._begin()
+            self._begin = None
+
     def snapshot(self) -> Checkpoint:
         """Everything that the next step depends on."""
         assert self.optimizer is not None
         optimizer, rest = optimization.state_tensors(self.optimizer)
+        random, random_rest = randomness.state(self.device)
         return Checkpoint(
             step=self.step,
             tensors={
                 **{f"model/{name}": tensor for name, tensor in _all_tensors(self.model).items()},
                 **{f"optimizer/{name}": tensor for name, tensor in optimizer.items()},
-                "rng/cpu": torch.get_rng_state(),
+                **{f"rng/{name}": tensor for name, tensor in random.items()},
                 "loss/smooth": self.smooth,
                 "loss/since": self.since,
             },
             meta={
                 "fingerprint": self.spec.fingerprint,
                 "optimizer": rest,
+                "rng": random_rest,
+                "precision": self.trainer.precision_plugin.state_dict(),
                 "seconds": self.seconds,
                 "tokens_hash": self.tokens_hash,
                 "counted": self.counted,
@@ -180,7 +196,12 @@ class _Trial(LightningModule):
             for name, tensor in parts["model"].items():
                 own[name].copy_(tensor)
         self._optimizer_state = parts.get("optimizer", {}), saved.meta["optimizer"]
-        torch.set_rng_state(parts["rng"]["cpu"])
+
+        def begin() -> None:
+            randomness.restore(parts["rng"], saved.meta["rng"], self.device)
+            self.trainer.precision_plugin.load_state_dict(saved.meta["precision"])
+
+        self._begin = begin
         self.smooth, self.since = parts["loss"]["smooth"], parts["loss"]["since"]
         self.step, self.seconds = saved.step, saved.meta["seconds"]
         self.tokens_hash, self.counted = saved.meta["tokens_hash"], saved.meta["counted"]
@@ -220,7 +241,7 @@ class _Driver(Callback):
     def __init__(self, trial: _Trial, workdir: Path, meter: Meter) -> None:
         settings = trial.run.trainer
         self._trial, self._workdir, self._meter = trial, workdir, meter
-        self._every = settings.checkpoint_seconds
+        self._every, self._after = settings.checkpoint_seconds, settings.checkpoint_steps
         steps = trial.spec.steps
         self._evaluations = {math.ceil(steps * i / settings.evals) for i in range(1, settings.evals + 1)}
         self._look = max(1, steps // _LOOKS)
@@ -232,6 +253,7 @@ class _Driver(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         trial = self._trial
+        trial.begin()
         self._meter.debit(trial.step, 1)
         self._began = time.perf_counter()
         progress = (trial.step + 0.5) / trial.spec.steps
@@ -260,7 +282,8 @@ class _Driver(Callback):
             self._meter.progress(trial.curve[-1])
         elif trial.step % self._look == 0:
             self._meter.progress(self._point(trainer, None))
-        if time.monotonic() - self._saved >= self._every and trial.step < trial.spec.steps:
+        due = self._after and trial.step % self._after == 0
+        if (due or time.monotonic() - self._saved >= self._every) and trial.step < trial.spec.steps:
             self.save(trial)
 
     def save(self, trial: _Trial) -> None:
@@ -336,17 +359,6 @@ def _chain(before: str, batch: Batch) -> str:
 
 def _keeps(run: schema.Run, spec: TrialSpec) -> bool:
     return run.trainer.keep_weights == "all" or run.trainer.keep_weights == spec.phase
-
-
-def _save_weights(trial: _Trial, workdir: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {name: t.detach().cpu().contiguous() for name, t in trial.model.state_dict().items()}
-    workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / f"{WEIGHTS}.part"
-    save_file(tensors, part)
-    (workdir / CONFIG).write_text(json.dumps(trial.spec.run, indent=2))
-    part.rename(workdir / WEIGHTS)
 
 
 def _silence() -> None:

@@ -4,6 +4,7 @@ It can be started anywhere that sees the home folder, and killed at any moment. 
 SIGHUP, Ctrl-C, or through the study), it saves a checkpoint after the step at hand and puts its trial back.
 """
 
+import faulthandler
 import gc
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import delete, select, update
 
-from ablate import db, faults, queue, stored
+from ablate import checkpoint, db, faults, queue, stored
 from ablate.errors import AblateError
 from ablate.home import Home
 from ablate.meter import TrialMeter
@@ -36,6 +37,9 @@ TICK_AFTER = 2.0
 BEAT_SECONDS = 5.0
 """Between signs of life of an idle worker."""
 
+HUNG_LEASES = 2.0
+"""Leases without progress after which a worker ends itself, for whoever cannot reach its machine to end it."""
+
 
 def main(home: Home, study: str, name: str, train: Train | None = None) -> None:
     """Work on a study until it is done or stopped. Ends the process with 128 + the signal that asked for it.
@@ -43,7 +47,7 @@ def main(home: Home, study: str, name: str, train: Train | None = None) -> None:
     Args:
         train: in place of real training, for tests.
     """
-    worker = Worker(home, study, name, train)
+    worker = Worker(home, study, name, train, ends_itself=True)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, worker.ask_to_stop)
     worker.run()
@@ -54,11 +58,16 @@ def main(home: Home, study: str, name: str, train: Train | None = None) -> None:
 class Worker:
     """The loop of `main`, for one study.
 
+    Args:
+        ends_itself: a hung trainer writes where it hangs and ends the process, even out of a library's loop.
+
     Attributes:
         asked_by: signal that asked for a stop, or 0.
     """
 
-    def __init__(self, home: Home, study: str, name: str, train: Train | None = None):
+    def __init__(
+        self, home: Home, study: str, name: str, train: Train | None = None, ends_itself: bool = False
+    ):
         self._home, self._study, self._name = home, study, name
         self._engine = db.connect(home)
         self._scheduler = Scheduler(home, study)
@@ -66,7 +75,7 @@ class Worker:
             text = connection.execute(select(db.study.c.plan).where(db.study.c.name == study)).scalar_one()
         self._plan: Plan = stored.plan_from_text(text)
         self._lease = self._plan.run.launcher.lease_seconds
-        self._train = train
+        self._train, self._ends_itself = train, ends_itself
         self._corpus: Any = None
         self._seen = 0.0
         self.asked_by = 0
@@ -139,44 +148,65 @@ class Worker:
     def _work(self, claim: Claim, train: Train) -> None:
         """Train one trial and settle it, whatever comes of it."""
         folder = self._home.trial(self._study, claim.number)
-        meter = TrialMeter(self._engine, self._study, claim, self._lease, stop=lambda: bool(self.asked_by))
+        meter = TrialMeter(
+            self._engine,
+            self._study,
+            claim,
+            self._lease,
+            stop=lambda: bool(self.asked_by),
+            renewed=self._watch,
+        )
         result: TrialResult | None = None
         error: BaseException | None = None
+        self._watch()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             result = train(claim.spec, self._corpus, folder, meter)
         except (Exception, SystemExit) as caught:  # Lightning turns some interrupts into SystemExit
             error = caught
+        faulthandler.cancel_dump_traceback_later()
         faults.point("finish.pre")
-        self._settle(claim, meter, result, error)
+        if self._settle(claim, meter, result, error):
+            faults.point("finish.post")
+            checkpoint.remove(folder)
         if error is not None:
             del error
             _free_memory()
 
+    def _watch(self) -> None:
+        """From now on the trainer has two leases' time to make progress."""
+        if self._ends_itself:
+            faulthandler.dump_traceback_later(HUNG_LEASES * self._lease, exit=True)
+
     def _settle(
         self, claim: Claim, meter: TrialMeter, result: TrialResult | None, error: BaseException | None
-    ) -> None:
+    ) -> bool:
+        """Whether the trial has ended with this."""
         computed = meter.computed_steps
         interrupted = result is not None and result.outcome == "interrupted"
         max_attempts = self._plan.run.launcher.max_attempts
+        ended = False
         with self._engine.begin() as connection:
             if meter.superseded:
                 text = f"trial {claim.number}: attempt {claim.attempt} on {self._name} had been superseded"
                 db.note(connection, self._study, "superseded", text)
             elif meter.failure:
-                queue.finish(connection, claim, queue.failed(claim.spec, computed, meter.failure), computed)
+                failed = queue.failed(claim.spec, computed, meter.failure)
+                ended = queue.finish(connection, claim, failed, computed)
             elif meter.stopped or (interrupted and self.asked_by):
                 queue.give_up(connection, claim, computed, f"stopped at step {computed}")
             elif isinstance(error, OSError):  # a full disk or a lost mount says nothing about the trial
                 queue.give_up(connection, claim, computed, describe(error), max_attempts)
             elif error is not None:
-                queue.finish(connection, claim, queue.failed(claim.spec, computed, describe(error)), computed)
+                failed = queue.failed(claim.spec, computed, describe(error))
+                ended = queue.finish(connection, claim, failed, computed)
             elif result is None or interrupted:
                 queue.give_up(connection, claim, computed, "interrupted, though nobody asked", max_attempts)
             else:
-                queue.finish(connection, claim, result, computed)
+                ended = queue.finish(connection, claim, result, computed)
         if error is not None and not meter.stopped and not meter.superseded:
             traceback.print_exception(error)
+        return ended
 
     def _join(self) -> None:
         mine = {"study": self._study, "name": self._name}
@@ -192,10 +222,14 @@ class Worker:
             connection.execute(delete(db.worker).where(w.study == self._study, w.name == self._name))
 
 
+_NO_MEMORY = "can't allocate memory"
+"""What PyTorch says on a CPU, in a plain RuntimeError."""
+
+
 def describe(error: BaseException) -> str:
     """An error in one line, memory exhaustion named as such, with the place where it was raised."""
     kind = type(error).__name__
-    memory = isinstance(error, MemoryError) or "OutOfMemory" in kind
+    memory = isinstance(error, MemoryError) or "OutOfMemory" in kind or _NO_MEMORY in str(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     first = (str(error).strip().splitlines() or [""])[0]

@@ -105,6 +105,9 @@ class Chaos:
     def durable(self, step):
         self._meter.durable(step)
 
+    def note(self, text):
+        self._meter.note(text)
+
 
 def _storm(root: Path, name: str, worker: str, seed: int) -> None:
     db._engine.cache_clear()

@@ -36,6 +36,7 @@ class Purse:
         self.paid: list[int] = []
         self.points: list[Point] = []
         self.safe: list[int] = []
+        self.told: list[str] = []
         self._stop, self._error = stop_before, error
 
     def debit(self, step: int, steps: int) -> None:
@@ -49,6 +50,9 @@ class Purse:
 
     def durable(self, step: int) -> None:
         self.safe.append(step)
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +242,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
         file.write_bytes(content[:50])
     else:
         file.unlink()
-    found = checkpoint.load(tmp_path)
+    found, passed_over = checkpoint.load(tmp_path)
     assert found is not None
     assert found.step == 5
     assert found.meta == {"a": 1}
@@ -256,7 +260,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(
     monkeypatch.setattr(checkpoint, "_sync", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, checkpoint.Checkpoint(9, {"x": torch.zeros(3)}, {}))
-    found = checkpoint.load(tmp_path)
+    found, _ = checkpoint.load(tmp_path)
     assert found is not None
     assert found.step == 5
     assert not list(tmp_path.glob(".part-*"))
