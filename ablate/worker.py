@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import delete, select, update
 
-from ablate import db, faults, queue, stored
+from ablate import db, faults, queue, storage, stored
 from ablate.errors import AblateError
 from ablate.home import Home
 from ablate.meter import TrialMeter
@@ -82,10 +82,10 @@ class Worker:
         try:
             if self._train is None:
                 self._train, self._corpus = self._load()
-            while not self.asked_by and not self._over():
-                claim = self._claim()
+            while not self.asked_by and not storage.patiently(self._over):
+                claim = storage.patiently(self._claim)
                 if claim is None:
-                    self._idle()
+                    storage.patiently(self._idle)
                 else:
                     self._work(claim, self._train)
         finally:
@@ -148,7 +148,9 @@ class Worker:
         except (Exception, SystemExit) as caught:  # Lightning turns some interrupts into SystemExit
             error = caught
         faults.point("finish.pre")
-        self._settle(claim, meter, result, error)
+        storage.patiently(lambda: self._settle(claim, meter, result, error))
+        if error is not None and not meter.stopped and not meter.superseded:
+            traceback.print_exception(error)
         if error is not None:
             del error
             _free_memory()
@@ -175,8 +177,6 @@ class Worker:
                 queue.give_up(connection, claim, computed, "interrupted, though nobody asked", max_attempts)
             else:
                 queue.finish(connection, claim, result, computed)
-        if error is not None and not meter.stopped and not meter.superseded:
-            traceback.print_exception(error)
 
     def _join(self) -> None:
         mine = {"study": self._study, "name": self._name}
