@@ -23,14 +23,14 @@ def load(
 
 def plan(run: schema.Run) -> Plan:
     """Arms, costs and detectable effect of a study; spends and writes nothing."""
-    return make_plan(run, Home.at(run.home))
+    return make_plan(run, Home.at(run.home, run.storage))
 
 
 def run(run: schema.Run, observer: Callable[[StudyView], None] | None = None) -> StudyView:
     """Run a study to its end, or go on with it, and write its report. `observer` sees each new state."""
     from ablate import report, study
 
-    home = Home.at(run.home).create()
+    home = Home.at(run.home, run.storage).create()
     made = make_plan(run, home)
     study.create(made, home)
     view = study.run(made, home, observer or (lambda _: None))

@@ -22,7 +22,7 @@ NOISE_PRIOR = 0.02
 
 def earlier(home: Home, limit: int = 3) -> list[StudyView]:
     """The newest studies of a home, newest first; none where there is no database yet."""
-    if not home.database.exists():
+    if not home.storage and not home.database.exists():
         return []
     from ablate import study
 

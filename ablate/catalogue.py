@@ -64,8 +64,6 @@ def _component(entry: registry.Entry, run: Run, seq_len: int) -> dict[str, Any]:
 
 
 def _studies(home: Home) -> list[dict[str, Any]]:
-    if not home.database.exists():
-        return []
     from ablate import study
 
     views = [study.view(name, home) for name in study.names(home)]

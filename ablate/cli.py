@@ -81,7 +81,9 @@ def plan(
     from ablate.home import Home
 
     loaded = config.load(overrides or [], config_dir or [])
-    sizes = ladder.plans(ladder.rungs(loaded, overrides or [], config_dir or []), Home.at(loaded.home))
+    sizes = ladder.plans(
+        ladder.rungs(loaded, overrides or [], config_dir or []), Home.at(loaded.home, loaded.storage)
+    )
     made = sizes[-1]
     wanted = None if detect is None else detection(made, detect)
     if as_json:
@@ -239,7 +241,7 @@ def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_jso
     from ablate.home import Home
 
     loaded = config.load(overrides or [], config_dir or [], require_sweep=False)
-    facts = description.describe(loaded.data, Home.at(loaded.home))
+    facts = description.describe(loaded.data, Home.at(loaded.home, loaded.storage))
     if as_json:
         print_json(facts)
     else:

@@ -1,16 +1,11 @@
-"""The study database: its tables, and connections that keep their promises.
+"""The study database: its tables, and how they come to be there.
 
-Whatever is true about a study is here; Optuna and MLflow hold copies. SQLite by default, in WAL with an
-fsync per commit; every statement is SQLAlchemy Core, so that another engine is another URL. Times are unix
-seconds of the database's clock, amounts of compute integer MFLOP (raw FLOPs overflow 64 bits at real
-budgets).
+Whatever is true about a study is here; Optuna and MLflow hold copies. Every statement is SQLAlchemy Core, so
+that SQLite and PostgreSQL get the same ones. Times are unix seconds of the database's clock, amounts of compute
+integer MFLOP (raw FLOPs overflow 64 bits at real budgets).
 """
 
-import fcntl
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -29,23 +24,23 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    create_engine,
-    event,
 )
 from sqlalchemy import exc as sql_exc
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from ablate.errors import AblateError
+from ablate import storage
+from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
+from ablate.storage import reading
 
 VERSION = 1
-"""Of the tables below, kept in SQLite's `user_version`."""
-
-BUSY_SECONDS = 60
+"""Of the tables below, kept in SQLite's `user_version`, and with PostgreSQL in a comment on the first table."""
 
 Found = Any
 """A row of a query, columns by name. SQLAlchemy types it differently in 2.0 and 2.1."""
+
+_COMMENT = "ablate, tables of version "
 
 metadata = MetaData()
 
@@ -183,88 +178,75 @@ def _now_sqlite(element: now, compiler: Any, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-def harden(engine: Engine) -> Engine:
-    """Make SQLite connections safe for many processes: WAL, fsync per commit, writers one at a time.
-
-    A transaction that reads and then writes must hold the write lock from its beginning, else two of them
-    read the same queued job. Readers ask for `read_only` and never wait.
-    """
-    if engine.dialect.name != "sqlite":
-        return engine
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions begin below, not where the driver guesses
-        connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        reading = connection.get_execution_options().get("read_only", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    return engine
-
-
 def connect(home: Home) -> Engine:
     """The study database of a home; tables are made on first use, by one process.
 
     Raises:
-        AblateError: the file is no database, or another version of `ablate` made it.
+        BadInputError: another version of `ablate` made its tables. AblateError: the file is no database.
+        StorageError: the server cannot be reached.
     """
-    return _engine(home.database)
+    return _engine(home)
+
+
+def exists(home: Home) -> bool:
+    """Whether a home has a study database; asking makes none."""
+    if not home.storage:
+        return home.database.exists()
+    engine = storage.engine(storage.url(home, home.database))
+    with reading(engine) as connection:
+        found = _version(connection)
+    engine.dispose()
+    return found is not None
 
 
 @functools.lru_cache(maxsize=16)
-def _engine(path: Path) -> Engine:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    engine = harden(create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}))
+def _engine(home: Home) -> Engine:
+    engine = storage.engine(storage.url(home, home.database))
+    home.root.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(path.with_suffix(".lock")):
-            _make(engine, path)
+        found = _tables(home, engine)
     except sql_exc.DatabaseError as error:
         raise AblateError(
-            f"{path} cannot be used as a study database ({error.orig}). Move it away or choose another home."
+            f"{_where(home)} cannot be used as a study database ({error.orig}). Choose another home or storage."
         ) from error
+    if found != VERSION:
+        raise BadInputError(
+            f"{_where(home)} has tables of version {found}, this program those of {VERSION}. "
+            "Choose another home or storage, or the version of ablate that made it."
+        )
     return engine
 
 
-def _make(engine: Engine, path: Path) -> None:
-    with engine.begin() as connection:
-        found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        if found not in (0, VERSION):
-            raise AblateError(
-                f"{path} has tables of version {found}, this program those of {VERSION}. Choose another home."
-            )
-        if found == 0:
-            metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
+def _where(home: Home) -> str:
+    return home.storage or str(home.database)
 
 
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """One consistent reading that no writer waits for."""
-    with engine.connect().execution_options(read_only=True) as connection, connection.begin():
-        yield connection
+def _tables(home: Home, engine: Engine) -> int:
+    """Version of the tables, which are made where there are none."""
+    if home.storage:  # thousands of workers may start at once: none waits for a lock that it does not need
+        with reading(engine) as connection:
+            found = _version(connection)
+        if found is not None:
+            return found
+    with storage.exclusive(home, "tables"), engine.begin() as connection:
+        return _version(connection) or _make(connection)
 
 
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock on a file, which ends with the process at the latest.
+def _version(connection: Connection) -> int | None:
+    """Version of the tables that are there; None where there are none."""
+    if connection.dialect.name == "sqlite":
+        return connection.exec_driver_sql("PRAGMA user_version").scalar_one() or None
+    text = connection.exec_driver_sql("SELECT obj_description(to_regclass('study'))").scalar_one()
+    return None if text is None else int(text.removeprefix(_COMMENT))
 
-    Yields:
-        whether it is held; always true with `wait`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+
+def _make(connection: Connection) -> int:
+    metadata.create_all(connection)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
+    else:
+        connection.exec_driver_sql(f"COMMENT ON TABLE study IS '{_COMMENT}{VERSION}'")
+    return VERSION
 
 
 def note(connection: Connection, study_name: str, kind: str, text: str) -> None:

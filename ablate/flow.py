@@ -21,7 +21,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
         BadInputError: before any compute is spent.
     """
     loaded = config.load(overrides, config_dirs)
-    home = Home.at(loaded.home)
+    home = Home.at(loaded.home, loaded.storage)
     sizes = ladder.plans(ladder.rungs(loaded, overrides, config_dirs), home)
     home.create()
     console.plan(sizes[-1])

@@ -6,20 +6,46 @@ from pathlib import Path
 
 from ablate.errors import BadInputError
 
+_STORAGE = "storage"
+
 
 @dataclass(frozen=True)
 class Home:
-    """Paths below the home folder (`runs/`, or `ABLATE_HOME`, or `home=`)."""
+    """Paths below the home folder (`runs/`, or `ABLATE_HOME`, or `home=`).
+
+    Attributes:
+        storage: address of the PostgreSQL database that has the studies; None for a SQLite file in the folder.
+    """
 
     root: Path
+    storage: str | None = None
 
     @classmethod
-    def at(cls, value: str | None = None) -> "Home":
-        """The home that `value`, the environment or the current directory names; nothing is created."""
-        return cls(Path(value or os.environ.get("ABLATE_HOME") or "runs").expanduser().resolve())
+    def at(cls, value: str | None = None, storage: str | None = None) -> "Home":
+        """The home that `value`, the environment or the current directory names; nothing is created.
+
+        Args:
+            storage: of the configuration; else `ABLATE_DB`, else what `create` left in the folder, else SQLite.
+
+        Raises:
+            BadInputError: no such storage.
+        """
+        root = Path(value or os.environ.get("ABLATE_HOME") or "runs").expanduser().resolve()
+        kept = root / _STORAGE
+        named = (
+            ("storage", storage),
+            ("ABLATE_DB", os.environ.get("ABLATE_DB")),
+            (str(kept), kept.read_text().strip() if kept.is_file() else None),
+        )
+        for key, address in named:
+            if address:
+                from ablate.storage import server
+
+                return cls(root, server(address, key))
+        return cls(root)
 
     def create(self) -> "Home":
-        """Make the folder and prove that it can be written to.
+        """Make the folder, prove that it can be written to, and note the storage for later commands.
 
         Raises:
             BadInputError: it cannot.
@@ -29,6 +55,10 @@ class Home:
             probe = self.root / f".write-test-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
+            if self.storage:
+                (self.root / _STORAGE).write_text(f"{self.storage}\n")
+            else:
+                (self.root / _STORAGE).unlink(missing_ok=True)
         except OSError as error:
             raise BadInputError(
                 f"home={self.root} cannot be written to ({error.strerror}). "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, Engine, select, update
 
-from ablate import db, ledger, queue, stored
+from ablate import db, ledger, queue, storage, stored
 from ablate.errors import StopTraining, Superseded
 from ablate.ledger import LedgerError
 from ablate.queue import Claim
@@ -20,7 +20,7 @@ FIRST_CHUNK = 0.02
 
 
 class TrialMeter:
-    """The `Meter` of one attempt.
+    """The `Meter` of one attempt. While a server is out of reach, it waits, and training with it.
 
     Args:
         renewed: is called whenever progress has renewed the lease.
@@ -86,8 +86,7 @@ class TrialMeter:
         """
         self._point = point
         if time.monotonic() - self._renewed >= CHUNK_SECONDS:
-            with self._engine.begin() as connection:
-                self._renew(connection)
+            self._report()
 
     def durable(self, step: int) -> None:
         """Record that a verified checkpoint holds everything up to `step`.
@@ -95,8 +94,14 @@ class TrialMeter:
         Raises:
             Superseded: another attempt has taken over.
         """
-        with self._engine.begin() as connection:
-            self._renew(connection, durable_step=step)
+        self._report(durable_step=step)
+
+    def _report(self, **columns: int) -> None:
+        def write() -> None:
+            with self._engine.begin() as connection:
+                self._renew(connection, **columns)
+
+        storage.patiently(write)
 
     def note(self, text: str) -> None:
         """Record an event of the trial."""
@@ -118,14 +123,18 @@ class TrialMeter:
 
     def _settle(self, start: int, until: int, first: bool = False) -> int:
         """Renew, and pay for the steps from `start` to `until`; returns up to where is paid."""
-        with self._engine.begin() as connection:
-            self._renew(connection, **({"first_step": start} if first else {}))
-            wants = select(db.study.c.stopping).where(db.study.c.name == self._study)
-            stopping = connection.execute(wants).scalar_one()
-            if not stopping:
-                paid = self._resume(connection, start) if first else start
-                self._pay(connection, paid, until)
-        if stopping:
+
+        def write() -> bool:
+            with self._engine.begin() as connection:
+                self._renew(connection, **({"first_step": start} if first else {}))
+                wants = select(db.study.c.stopping).where(db.study.c.name == self._study)
+                stopping = connection.execute(wants).scalar_one()
+                if not stopping:
+                    paid = self._resume(connection, start) if first else start
+                    self._pay(connection, paid, until)
+            return stopping
+
+        if storage.patiently(write):
             self._raise_stop()
         return until
 
@@ -133,10 +142,12 @@ class TrialMeter:
         """Settle what earlier attempts paid for beyond `start`; returns up to where is paid."""
         trial = db.trial.c
         paid = connection.execute(select(trial.paid_steps).where(trial.id == self._claim.trial)).scalar_one()
+        key = f"{self._claim.trial}/{self._claim.attempt}/waste"
         if paid <= start:
             return paid
+        if ledger.booked(connection, self._study, f"{key}/paid"):  # its commit happened, the answer was lost
+            return start
         lost = (paid - start) * self._claim.spec.step_mflop
-        key = f"{self._claim.trial}/{self._claim.attempt}/waste"
         if not ledger.waste(connection, self._study, self._phase, lost, key, self._claim.trial):
             free = ledger.available(connection, self._study, ledger.CONTINGENCY)
             self._refuse(

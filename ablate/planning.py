@@ -23,6 +23,7 @@ _IMMATERIAL = {
     "launcher": None,
     "tracking": None,
     "home": None,
+    "storage": None,
     "trainer": ("checkpoint_seconds", "checkpoint_steps", "keep_weights"),
     "sweep": ("question", "name", "ladder"),
     "model": ("name",),

@@ -109,6 +109,7 @@ class Pool:
         run = self._plan.run
         threads = str(run.launcher.threads)
         own = {**os.environ, **_MALLOC, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        own["ABLATE_DB"] = self._home.storage or "sqlite"
         own |= {"TOKENIZERS_PARALLELISM": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         if run.trainer.device == "cuda":
             own["CUDA_VISIBLE_DEVICES"] = _gpu(int(name.rpartition("-")[2]) - 1)

@@ -2,8 +2,10 @@
 
 A claim is one transaction and hands out the attempt's number, the fencing token: whatever an attempt writes
 later counts only while that number is the newest and its state is `running`. A lease ends on the database's
-clock and is renewed by progress alone, so a hung trainer loses its trial. All functions act inside the
-caller's transaction.
+clock and is renewed by progress alone, so a hung trainer loses its trial.
+
+All functions act inside the caller's transaction. On PostgreSQL rows are locked in one order, attempt, worker,
+budget, so that no two transactions wait for each other; a trial and its job belong to whoever has the attempt.
 """
 
 from dataclasses import dataclass
@@ -95,7 +97,6 @@ def finish(connection: Connection, claim: Claim, result: TrialResult, computed_s
         return False
     _refund(connection, row, claim.attempt, computed_steps)
     _end_trial(connection, row, result)
-    connection.execute(_hands(row.study, _worker_of(connection, claim), None))
     if result.outcome != "complete":
         reason = result.reason or "no reason given"
         text = f"trial {row.number} ({row.arm}, {row.phase}) {result.outcome}: {reason}"
@@ -116,7 +117,6 @@ def give_up(
     if row is None:
         return False
     _refund(connection, row, claim.attempt, computed_steps)
-    connection.execute(_hands(row.study, _worker_of(connection, claim), None))
     if max_attempts is None:
         db.note(connection, row.study, "stopped", f"trial {row.number}: {reason}")
         _requeue(connection, row, losses=0)
@@ -135,9 +135,11 @@ def reap(
     """
     a = db.attempt.c
     ended = a.worker == worker if worker is not None else a.lease_until < db.now()
-    dead = connection.execute(
-        select(a.trial, a.number, a.worker).where(a.study == study, a.state == "running", ended)
-    ).all()
+    held = select(a.trial, a.number, a.worker).where(a.study == study, a.state == "running", ended)
+    held = held.order_by(a.trial).with_for_update(skip_locked=worker is None)  # who writes makes progress
+    dead = connection.execute(held).all()
+    for name in sorted({row.worker for row in dead}):
+        connection.execute(_hands(study, name, None, seen=False))
     for trial, number, name in dead:
         why = reason or f"no progress from {name} within its lease"
         connection.execute(
@@ -146,9 +148,8 @@ def reap(
             .values(state="lost", ended_at=db.now(), reason=why)
         )
         row = connection.execute(select(db.trial).where(db.trial.c.id == trial)).one()
-        connection.execute(_hands(study, name, None, seen=False))
         _lose(connection, row, number, why, max_attempts)
-    return [name for _, _, name in dead]
+    return [row.worker for row in dead]
 
 
 def expired(connection: Connection, study: str) -> bool:
@@ -213,7 +214,9 @@ def _end_attempt(connection: Connection, claim: Claim, state: str, reason: str) 
     )
     if changed.rowcount == 0:
         return None
-    return connection.execute(select(db.trial).where(db.trial.c.id == claim.trial)).one()
+    row = connection.execute(select(db.trial).where(db.trial.c.id == claim.trial)).one()
+    connection.execute(_hands(row.study, _worker_of(connection, claim), None))
+    return row
 
 
 def _refund(connection: Connection, row: db.Found, attempt: int, computed_steps: int) -> None:

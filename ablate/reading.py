@@ -25,7 +25,7 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
     with db.reading(db.connect(home)) as connection:
         study = connection.execute(select(db.study).where(db.study.c.name == name)).first()
         if study is None:
-            raise BadInputError(f"study '{name}' does not exist in {home.root}.")
+            raise BadInputError(f"study '{name}' does not exist in {home.storage or home.root}.")
         trials = _trials(connection, name)
         accounts = ledger.accounts(connection, name)
         events = _events(connection, name)

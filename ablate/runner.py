@@ -12,7 +12,7 @@ from types import FrameType
 
 from sqlalchemy import delete, select
 
-from ablate import db, pool, queue, reading
+from ablate import db, pool, queue, reading, storage
 from ablate.errors import AblateError
 from ablate.home import Home
 from ablate.pool import Pool
@@ -53,10 +53,9 @@ class Runner:
 
     def run(self) -> StudyView:
         """Until the study is done or stopped; raises KeyboardInterrupt after Ctrl-C."""
-        lock = self._home.root / "locks" / f"{self._plan.study}.run"
         with self._listening():
             while True:
-                with db.locked(lock, wait=False) as mine:
+                with storage.exclusive(self._home, f"{self._plan.study}.run", wait=False) as mine:
                     if mine:
                         self._drive()
                         break
@@ -64,7 +63,7 @@ class Runner:
                     break
                 self._observe()  # another process runs this study
                 time.sleep(POLL_SECONDS)
-        view = reading.read(self._plan.study, self._home)
+        view = self._view()
         self._observer(view)
         if signal.SIGINT in self._signals:
             raise KeyboardInterrupt
@@ -74,9 +73,7 @@ class Runner:
         if self._state() == "done":
             return
         self._take_over()
-        with self._engine.begin() as connection:
-            set_state(connection, self._plan.study, "running")
-            db.note(connection, self._plan.study, "running", f"study {self._plan.study} runs")
+        self._change("running", f"study {self._plan.study} runs")
         scheduler = Scheduler(self._home, self._plan.study)
         try:
             taken = list(self._orphans)
@@ -84,7 +81,7 @@ class Runner:
             ticked = 0.0
             while not self._signals and self._state() != "done":
                 if time.monotonic() - ticked >= TICK_SECONDS:
-                    scheduler.tick()
+                    storage.patiently(scheduler.tick)
                     ticked = time.monotonic()
                     self._replace(scheduler)
                 if not self._pool.names and not self._orphans:
@@ -131,9 +128,7 @@ class Runner:
             return
         if signal.SIGINT in self._signals:
             print("Finishing the current step; Ctrl-C again to stop at once.", file=sys.stderr, flush=True)
-        with self._engine.begin() as connection:
-            set_state(connection, self._plan.study, "running", stopping=True)
-            db.note(connection, self._plan.study, "stopping", "workers save a checkpoint and stop")
+        self._change("running", "workers save a checkpoint and stop", kind="stopping", stopping=True)
         self._pool.terminate()
         names = self._pool.names
         while not self._pool.wait(POLL_SECONDS):
@@ -144,9 +139,17 @@ class Runner:
         self._stopped()
 
     def _stopped(self) -> None:
-        with self._engine.begin() as connection:
-            set_state(connection, self._plan.study, "stopped", stopping=True)
-            db.note(connection, self._plan.study, "stopped", "the study is stopped and can be resumed")
+        self._change("stopped", "the study is stopped and can be resumed", stopping=True)
+
+    def _change(self, state: str, text: str, kind: str | None = None, stopping: bool = False) -> None:
+        """Another state of the study, and the event that says so."""
+
+        def write() -> None:
+            with self._engine.begin() as connection:
+                set_state(connection, self._plan.study, state, stopping)
+                db.note(connection, self._plan.study, kind or state, text)
+
+        storage.patiently(write)
 
     def _take_over(self) -> None:
         """Bury workers of this machine that died with an earlier run, and adopt those that still live."""
@@ -161,24 +164,35 @@ class Runner:
     def _bury(self, names: Sequence[str], reason: str) -> bool:
         """Take back what dead workers held; whether they held anything."""
         held = False
+        for name in names:
+            held |= storage.patiently(lambda name=name: self._bury_one(name, reason))
+        return held
+
+    def _bury_one(self, name: str, reason: str) -> bool:
         w = db.worker.c
         with self._engine.begin() as connection:
-            for name in names:
-                attempts = self._plan.run.launcher.max_attempts
-                held |= bool(queue.reap(connection, self._plan.study, attempts, name, reason))
-                connection.execute(delete(db.worker).where(w.study == self._plan.study, w.name == name))
-        return held
+            attempts = self._plan.run.launcher.max_attempts
+            held = queue.reap(connection, self._plan.study, attempts, name, reason)
+            connection.execute(delete(db.worker).where(w.study == self._plan.study, w.name == name))
+        return bool(held)
 
     def _observe(self) -> None:
         """Show the study, at most once per interval."""
         if time.monotonic() - self._observed >= self._interval:
-            self._observer(reading.read(self._plan.study, self._home))
+            self._observer(self._view())
             self._observed = time.monotonic()
+
+    def _view(self) -> StudyView:
+        return storage.patiently(lambda: reading.read(self._plan.study, self._home))
 
     def _state(self) -> str:
         s = db.study.c
-        with db.reading(self._engine) as connection:
-            return connection.execute(select(s.state).where(s.name == self._plan.study)).scalar_one()
+
+        def read() -> str:
+            with db.reading(self._engine) as connection:
+                return connection.execute(select(s.state).where(s.name == self._plan.study)).scalar_one()
+
+        return storage.patiently(read)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:

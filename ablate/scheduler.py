@@ -6,7 +6,6 @@ the tables alone.
 """
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, select, update
 
-from ablate import checkpoint, confirmation, db, faults, ledger, queue, rounds, stored
+from ablate import checkpoint, confirmation, db, faults, ledger, queue, rounds, storage, stored
 from ablate.home import Home
 from ablate.records import Plan, TrialSpec
 from ablate.rounds import Slot
@@ -33,6 +32,10 @@ _DECIDED: dict[Decision, str] = {
     "futile": "hardly any chance of a verdict is left",
     "open": "nothing is established",
 }
+
+
+class _Overtaken(Exception):
+    """Another process has made this slot's trial."""
 
 
 class Scheduler:
@@ -55,14 +58,18 @@ class Scheduler:
 
     def tick(self) -> bool:
         """Advance the study as far as is possible now; False where another process is doing so."""
-        with db.locked(self._lock, wait=False) as mine:
+        with storage.exclusive(self._home, self._lock.name, wait=False) as mine:
             if not mine:
                 return False
-            os.utime(self._lock)
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.touch()
             try:
                 self._reap()
                 self._tell()
                 self._plan_ahead()
+            except _Overtaken:  # on a server the lock may end with its connection, while this process lives
+                self.close()
+                return False
             except BaseException:
                 self.close()  # what Optuna was told is uncertain: reconcile before the next word
                 raise
@@ -230,7 +237,11 @@ class Scheduler:
             return False
         asked = self._optuna().ask(slot) if slot.phase == "search" else None
         with self._engine.begin() as connection:
-            t = db.trial.c
+            s, t = db.study.c, db.trial.c
+            connection.execute(select(s.name).where(s.name == self._study).with_for_update(key_share=True))
+            there = select(t.id).where(t.study == self._study, t.slot == slot.key)
+            if connection.execute(there).first() is not None:
+                raise _Overtaken(slot.key)
             last = connection.execute(select(func.max(t.number)).where(t.study == self._study)).scalar()
             values: dict[str, Any] = {
                 "study": self._study,

@@ -271,6 +271,8 @@ class Run:
     """Options by entry, such as `attention.mla.kv_lora_rank`. Which layer has which entry says the schedule."""
     seed: int = 0
     home: str | None = None
+    storage: str | None = None
+    """Address of a PostgreSQL database in place of a SQLite file in the home folder."""
     plugins: list[str] = field(default_factory=list)
 
 

@@ -14,8 +14,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import inspect
 
-from ablate import db, faults
+from ablate import faults, storage
 from ablate.home import Home
 from ablate.records import Plan
 from ablate.rounds import Slot
@@ -33,17 +34,44 @@ class Told:
     attributes: dict[str, Any]
 
 
+def exists(home: Home) -> bool:
+    """Whether any study of a home has asked Optuna for anything; asking makes nothing."""
+    if not home.storage:
+        return home.optuna.exists()
+    engine = storage.engine(storage.url(home, home.optuna))
+    found = inspect(engine).has_table("studies")
+    engine.dispose()
+    return found
+
+
+def open_storage(home: Home, look_only: bool = False) -> RDBStorage:
+    """Optuna's storage of a home, made on first use.
+
+    Args:
+        look_only: it is there, and its connections cannot change it.
+    """
+    address = storage.url(home, home.optuna)
+    options: dict[str, Any] = {"connect_args": storage.arguments(address)}
+    if home.storage:
+        options |= {"pool_pre_ping": True, "pool_size": 1}
+    opened = RDBStorage(
+        address.render_as_string(),
+        engine_kwargs=options,
+        skip_compatibility_check=look_only,
+        skip_table_creation=look_only,
+    )
+    (storage.look_only if look_only else storage.harden)(opened.engine)
+    opened.engine.dispose()  # connections from before the hooks
+    return opened
+
+
 class Search:
     """One study's search. Open it under the scheduler's lock only; opening creates it if need be."""
 
     def __init__(self, home: Home, plan: Plan):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with db.locked(home.optuna.with_suffix(".lock")):  # two studies may be the first of a home
-            self._storage = RDBStorage(
-                f"sqlite:///{home.optuna}", engine_kwargs={"connect_args": {"timeout": db.BUSY_SECONDS}}
-            )
-            db.harden(self._storage.engine)
-            self._storage.engine.dispose()  # connections from before the hooks
+        with storage.exclusive(home, "optuna"):  # two studies may be the first of a home
+            self._storage = open_storage(home)
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=plan.study,

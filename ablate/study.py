@@ -46,7 +46,7 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
             return plan.study, True
         if found.fingerprint != plan.fingerprint:
             raise AblateError(
-                f"study {plan.study} exists in {home.root} with fingerprint {found.fingerprint}, "
+                f"study {plan.study} exists in {home.storage or home.root} with fingerprint {found.fingerprint}, "
                 f"this plan has {plan.fingerprint}. Choose another home."
             )
         old = stored.plan_from_text(found.plan)
@@ -112,21 +112,25 @@ def find(home: Home, prefix: str) -> str:
     Raises:
         BadInputError: none does.
     """
-    known = names(home) if home.database.exists() else []
+    known = names(home)
     if prefix in known:
         return prefix
     fitting = [name for name in known if name.startswith(prefix)]
     if fitting:
         return fitting[0]
     if not known:
-        raise BadInputError(f"{home.root} has no studies yet. Start one with: ablate run sweep=NAME")
+        raise BadInputError(
+            f"{home.storage or home.root} has no studies yet. Start one with: ablate run sweep=NAME"
+        )
     near = difflib.get_close_matches(prefix, known, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     raise BadInputError(f"no study begins with '{prefix}'. {hint}Studies here: {', '.join(known)}.")
 
 
 def names(home: Home) -> list[str]:
-    """All studies of a home, newest first."""
+    """All studies of a home, newest first. Asking makes no database."""
+    if not db.exists(home):
+        return []
     s = db.study.c
     with db.reading(db.connect(home)) as connection:
         return list(connection.execute(select(s.name).order_by(s.created_at.desc(), s.name)).scalars())

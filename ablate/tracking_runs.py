@@ -29,7 +29,7 @@ _STATUS = {
     "failed": "FAILED",
     "cancelled": "KILLED",
 }
-_UNVARIED = ("sweep", "budget", "launcher", "tracking", "home", "plugins", "data")
+_UNVARIED = ("sweep", "budget", "launcher", "tracking", "home", "storage", "plugins", "data")
 _VALUE_LENGTH = 500
 _NOTE_LENGTH = 19_000  # of the 20,000 characters that MLflow takes
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import delete, select, update
 
-from ablate import checkpoint, db, faults, queue, stored
+from ablate import checkpoint, db, faults, queue, storage, stored
 from ablate.errors import AblateError
 from ablate.home import Home
 from ablate.meter import TrialMeter
@@ -91,10 +91,10 @@ class Worker:
         try:
             if self._train is None:
                 self._train, self._corpus = self._load()
-            while not self.asked_by and not self._over():
-                claim = self._claim()
+            while not self.asked_by and not storage.patiently(self._over):
+                claim = storage.patiently(self._claim)
                 if claim is None:
-                    self._idle()
+                    storage.patiently(self._idle)
                 else:
                     self._work(claim, self._train)
         finally:
@@ -166,9 +166,11 @@ class Worker:
             error = caught
         faulthandler.cancel_dump_traceback_later()
         faults.point("finish.pre")
-        if self._settle(claim, meter, result, error):
+        if storage.patiently(lambda: self._settle(claim, meter, result, error)):
             faults.point("finish.post")
             checkpoint.remove(folder)
+        if error is not None and not meter.stopped and not meter.superseded:
+            traceback.print_exception(error)
         if error is not None:
             del error
             _free_memory()
@@ -204,8 +206,6 @@ class Worker:
                 queue.give_up(connection, claim, computed, "interrupted, though nobody asked", max_attempts)
             else:
                 ended = queue.finish(connection, claim, result, computed)
-        if error is not None and not meter.stopped and not meter.superseded:
-            traceback.print_exception(error)
         return ended
 
     def _join(self) -> None:

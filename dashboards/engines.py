@@ -80,24 +80,11 @@ def optuna_storage(home: Home) -> Any:
     Raises:
         NotThereError: no study has made one yet.
     """
-    from optuna.storages import RDBStorage
-    from sqlalchemy import event
+    from ablate import search
 
-    if not home.optuna.exists():
+    if not search.exists(home):
         raise NotThereError("There is nothing to see yet: no study of this home has searched for anything.")
-    storage = RDBStorage(
-        f"sqlite:///{home.optuna}",
-        engine_kwargs={"connect_args": {"timeout": 30}},
-        skip_compatibility_check=True,
-        skip_table_creation=True,
-    )
-
-    @event.listens_for(storage.engine, "connect")
-    def _look_only(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA query_only=ON")
-
-    storage.engine.dispose()  # connections made before the rule
-    return storage
+    return search.open_storage(home, look_only=True)
 
 
 def mlflow(home: Home, store: Callable[[], schema.Tracking], hosts: Iterable[str]) -> ASGIApp:

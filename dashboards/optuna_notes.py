@@ -26,15 +26,14 @@ def annotate(home: Home, view: StudyView) -> int:
     """
     if view.state == "running":
         raise AblateError(f"{view.name} is running. Its notes can be written when it has ended.")
-    if not home.optuna.exists():
-        return 0
     import optuna
-    from optuna.storages import RDBStorage
     from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-    from ablate import figures
+    from ablate import figures, search
 
-    storage = RDBStorage(f"sqlite:///{home.optuna}", engine_kwargs={"connect_args": {"timeout": 60}})
+    if not search.exists(home):
+        return 0
+    storage = search.open_storage(home)
     try:
         study = optuna.load_study(study_name=view.name, storage=storage)
     except KeyError:

@@ -12,7 +12,7 @@ from components.spec import FLOP_CONVENTION
 
 def to_json(view: StudyView, contrasts: Table) -> str:
     """All numbers of verdicts, effects, contrasts and tuning; ledger, configuration, registration, provenance."""
-    plan, run = view.plan, schema.to_dict(dataclasses.replace(view.plan.run, home=None))
+    plan, run = view.plan, schema.to_dict(dataclasses.replace(view.plan.run, home=None, storage=None))
     whole = {
         "study": view.name,
         "state": view.state,

@@ -37,7 +37,7 @@ class Reproduction:
 
 def reproduction(run: schema.Run, study: str) -> Reproduction:
     """Commands that lead to exactly this configuration. The home folder is left out: it is this machine's."""
-    run = dataclasses.replace(run, home=None)
+    run = dataclasses.replace(run, home=None, storage=None)
     option = study.replace("/", "-")
     whole = [f"sweep={option}", f"sweep.name={_text(run.sweep.name)}", *_beyond_a_sweep(run)]
     overrides = _overrides(run)
@@ -81,7 +81,7 @@ def _overrides(run: schema.Run) -> list[str] | None:
 
 def _values(run: schema.Run) -> dict[str, Any]:
     values = copy.deepcopy(schema.to_dict(run))
-    values.pop("home")
+    del values["home"], values["storage"]
     sweep = values["sweep"]
     if sweep["design"] != "arms":  # what the design generates needs no override
         made, _ = designs.arms(sweep["design"], sweep["factors"], sweep["resolution"])

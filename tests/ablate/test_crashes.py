@@ -19,18 +19,19 @@ from sqlalchemy import func, select
 from ablate import db, reading, study
 from ablate.home import Home
 from ablate.scheduler import Scheduler
+from ablate.search import open_storage
 from ablate.worker import Worker
 
 TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def home(tmp_path):
-    return Home(tmp_path)
+def home(slowly_any_home):
+    return slowly_any_home
 
 
 def mirror(home: Home, name: str) -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{home.optuna}")
+    return optuna.load_study(study_name=name, storage=open_storage(home))
 
 
 def crash(home: Home, name: str, fault: str) -> None:
@@ -42,7 +43,7 @@ import fake_training
 from ablate import scheduler, worker
 from ablate.home import Home
 worker.TICK_AFTER = 0.0
-worker.main(Home(Path({str(home.root)!r})), {name!r}, "dying", fake_training.train)
+worker.main(Home(Path({str(home.root)!r}), {home.storage!r}), {name!r}, "dying", fake_training.train)
 """
     environment = {
         **os.environ,
@@ -109,7 +110,7 @@ class Chaos:
         self._meter.note(text)
 
 
-def _storm(root: Path, name: str, worker: str, seed: int) -> None:
+def _storm(home: Home, name: str, worker: str, seed: int) -> None:
     db._engine.cache_clear()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = random.Random(seed)
@@ -117,7 +118,7 @@ def _storm(root: Path, name: str, worker: str, seed: int) -> None:
     def train(spec, corpus, folder, meter):
         return fake_training.train(spec, corpus, folder, Chaos(meter, rng))
 
-    Worker(Home(root), name, worker, train).run()
+    Worker(home, name, worker, train).run()
 
 
 def test_eight_processes_with_random_kills_and_zombies(home):
@@ -141,7 +142,7 @@ def test_eight_processes_with_random_kills_and_zombies(home):
                 killed += process.exitcode == -signal.SIGKILL
             if process is None or not process.is_alive():
                 started += 1
-                arguments = (home.root, plan.study, f"w{started}", started)
+                arguments = (home, plan.study, f"w{started}", started)
                 running[slot] = context.Process(target=_storm, args=arguments)
                 running[slot].start()
         scheduler.tick()

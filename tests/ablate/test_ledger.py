@@ -13,9 +13,9 @@ from ablate.home import Home
 
 
 @pytest.fixture
-def opened(tmp_path):
+def opened(any_home):
     """A study with caps of 100 for search, 50 for confirm and 10 for contingency."""
-    home = Home(tmp_path)
+    home = any_home
     plan = small_studies.plan()
     study.create(plan, home)
     engine = db.connect(home)

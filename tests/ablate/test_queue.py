@@ -46,8 +46,8 @@ def fill(home: Home, trials: int, **options) -> tuple[str, int]:
 
 
 @pytest.fixture
-def home(tmp_path):
-    return Home(tmp_path)
+def home(any_home):
+    return any_home
 
 
 def claim(home: Home, name: str, worker: str, lease: float = 60.0) -> queue.Claim:
@@ -85,9 +85,8 @@ def complete(given: queue.Claim):
     return type(done)(**{**vars(done), "outcome": "complete", "val_loss": 3.0})
 
 
-def _claim_all(root, name: str, worker: str, found) -> None:
+def _claim_all(home, name: str, worker: str, found) -> None:
     db._engine.cache_clear()
-    home = Home(root)
     while True:
         with db.connect(home).begin() as connection:
             taken = queue.claim(connection, name, worker, 60.0)
@@ -100,7 +99,7 @@ def test_four_processes_never_claim_the_same_trial(home):
     name, _ = fill(home, 60)
     context = multiprocessing.get_context("fork")
     found = context.Queue()
-    workers = [context.Process(target=_claim_all, args=(home.root, name, f"w{i}", found)) for i in range(4)]
+    workers = [context.Process(target=_claim_all, args=(home, name, f"w{i}", found)) for i in range(4)]
     for worker in workers:
         worker.start()
     claims = [found.get(timeout=30) for _ in range(60)]

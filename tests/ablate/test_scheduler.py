@@ -10,18 +10,19 @@ import small_studies
 from small_studies import finish
 from sqlalchemy import update
 
-from ablate import db, study
+from ablate import db, storage, study
 from ablate.home import Home
 from ablate.scheduler import Scheduler
+from ablate.search import open_storage
 
 
 @pytest.fixture
-def home(tmp_path):
-    return Home(tmp_path)
+def home(slowly_any_home):
+    return slowly_any_home
 
 
 def mirror(home: Home, name: str) -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{home.optuna}")
+    return optuna.load_study(study_name=name, storage=open_storage(home))
 
 
 def test_a_study_from_plan_to_done(home):
@@ -141,7 +142,7 @@ def test_only_one_process_ticks(home):
     plan = small_studies.plan()
     study.create(plan, home)
     scheduler = Scheduler(home, plan.study)
-    with db.locked(scheduler._lock):
+    with storage.exclusive(home, scheduler._lock.name):
         assert scheduler.tick() is False
     assert scheduler.tick() is True
 

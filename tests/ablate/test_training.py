@@ -243,6 +243,8 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     else:
         file.unlink()
     found, passed_over = checkpoint.load(tmp_path)
+    assert len(passed_over) == 1
+    assert "step-000000009 is damaged" in passed_over[0]
     assert found is not None
     assert found.step == 5
     assert found.meta == {"a": 1}
