@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test test-slow traps check format clean
+.PHONY: run test test-slow soak traps check format clean
 
 run: $(VENV)/.installed                ## set up and answer the default question
 	$(BIN)/ablate run sweep=compress_ratios $(ARGS)
@@ -17,6 +17,9 @@ test: $(VENV)/.test-installed check    ## set up and pass the fast tests
 
 test-slow: $(VENV)/.test-installed     ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+soak: $(VENV)/.test-installed          ## a sweep whose workers are killed again and again ends in the same numbers
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $(ARGS)
 
 traps: $(VENV)/.test-installed         ## every known mistake, put into the code, is noticed by the tests
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py $(ARGS)

@@ -119,9 +119,20 @@ class Pool:
 def is_alive(pid: int, name: str) -> bool:
     """Whether a process is the worker of that name, and not another one with an old number."""
     try:
-        return name in psutil.Process(pid).cmdline()
+        line = psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
+    return name in line or ("worker" in line and name.endswith(f"-{pid}"))  # the name that it gave itself
+
+
+def find(home: Home, study: str) -> dict[str, int]:
+    """Process ids of a study's named workers on this machine, also of those that have not joined it yet."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if {study, str(home.root), "--name"} <= set(line):
+            found[line[line.index("--name") + 1]] = process.pid
+    return found
 
 
 def cause(code: int) -> str:

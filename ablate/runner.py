@@ -112,13 +112,20 @@ class Runner:
             if code in (0, _TERMINATED):  # it saw the end of the study, or somebody asked it to leave
                 continue
             held = self._bury([name], f"{name} was {pool.cause(code)}" if code < 0 else pool.cause(code))
-            self._failed_starts = 0 if held else self._failed_starts + 1
+            self._failed_starts = 0 if held or self._anyone_works() else self._failed_starts + 1
             if self._failed_starts >= FAILED_STARTS:
                 raise AblateError(
                     f"workers do not start ({pool.cause(code)}). The last words of {self._pool.log(name)}:\n"
                     f"{self._pool.last_words(name)}"
                 )
             self._pool.spawn(name)
+
+    def _anyone_works(self) -> bool:
+        """Whether a trial is in somebody's hands, so that the study goes on."""
+        a = db.attempt.c
+        with db.reading(self._engine) as connection:
+            held = select(a.trial).where(a.study == self._plan.study, a.state == "running").limit(1)
+            return connection.execute(held).first() is not None
 
     def _settle(self) -> None:
         """Let all workers end: at once where the study is done, after a checkpoint where it is not."""
@@ -152,13 +159,17 @@ class Runner:
         storage.patiently(write)
 
     def _take_over(self) -> None:
-        """Bury workers of this machine that died with an earlier run, and adopt those that still live."""
+        """Bury workers of this machine that died with an earlier run, and adopt those that still live.
+
+        Two of one name would be taken for one, so no name is given again while a process has it.
+        """
         w = db.worker.c
         with db.reading(self._engine) as connection:
             rows = connection.execute(
                 select(w.name, w.pid).where(w.study == self._plan.study, w.host == socket.gethostname())
             ).all()
         self._orphans = {name: pid for name, pid in rows if pool.is_alive(pid, name)}
+        self._orphans |= pool.find(self._home, self._plan.study)
         self._bury([name for name, _ in rows if name not in self._orphans], "its worker died")
 
     def _bury(self, names: Sequence[str], reason: str) -> bool:

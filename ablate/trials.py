@@ -8,7 +8,7 @@ from ablate import schema
 from ablate.records import ArmPlan, Phase, Plan, TrialSpec
 from components.spec import FLOP_CONVENTION
 
-CONTRACT = "trial-1"
+CONTRACT = "trial-2"
 """Changes whenever training itself changes, so that results of old code are not taken for those of new."""
 
 _TRAINER = ("device", "precision", "seq_len", "batch_size", "evals")

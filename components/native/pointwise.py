@@ -28,11 +28,10 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight, inverse = ctx.saved_tensors
+        d_y = grads[0].contiguous()  # with a name, so that it lives for as long as the kernel reads it
         d_x, d_weight = torch.empty_like(x), None if weight is None else torch.zeros_like(weight)
         kernels().rms_norm_backward(
-            len(inverse),
-            x.shape[-1],
-            *map(pointer, (x, weight, inverse, grads[0].contiguous(), d_x, d_weight)),
+            len(inverse), x.shape[-1], *map(pointer, (x, weight, inverse, d_y, d_x, d_weight))
         )
         return d_x, d_weight, None
 

@@ -107,13 +107,19 @@ def test_what_is_no_float32_on_the_cpu_is_not_taken() -> None:
 
 
 def _agree(fast: Callable[..., Tensor], exact: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """A kernel against its definition in float64: value and every gradient, for a random linear functional."""
+    """A kernel against its definition in float64: value and every gradient, for a random linear functional.
+
+    Gradients arrive as part of a wider tensor, as behind a concatenation, so kernels that want them in one piece
+    have to copy them.
+    """
 
     def run(function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
         given = [t.detach().to(dtype).clone().requires_grad_() for t in inputs]
-        out = function(*[t.clone() for t in given])
+        out = torch.atleast_1d(function(*[t.clone() for t in given]))
         generator = torch.Generator().manual_seed(9)
-        (out * torch.randn(out.shape, generator=generator).to(dtype)).sum().backward()
+        functional = torch.randn(out.shape, generator=generator).to(dtype)
+        beside = torch.ones_like(functional)
+        (torch.cat((out, beside), -1) * torch.cat((functional, beside), -1)).sum().backward()
         return [out.detach(), *(t.grad for t in given if t.grad is not None)]
 
     ours, true = run(fast, torch.float32), run(exact, torch.float64)
