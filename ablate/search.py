@@ -33,24 +33,30 @@ class Told:
     attributes: dict[str, Any]
 
 
+def open_storage(home: Home) -> RDBStorage:
+    """Optuna's storage of a home, created if need be."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with db.locked(home.optuna.with_suffix(".lock")):  # two studies may be the first of a home
+        storage = RDBStorage(
+            f"sqlite:///{home.optuna}", engine_kwargs={"connect_args": {"timeout": db.BUSY_SECONDS}}
+        )
+        db.harden(storage.engine)
+        storage.engine.dispose()  # connections from before the hooks
+    return storage
+
+
 class Search:
     """One study's search. Open it under the scheduler's lock only; opening creates it if need be."""
 
     def __init__(self, home: Home, plan: Plan):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with db.locked(home.optuna.with_suffix(".lock")):  # two studies may be the first of a home
-            self._storage = RDBStorage(
-                f"sqlite:///{home.optuna}", engine_kwargs={"connect_args": {"timeout": db.BUSY_SECONDS}}
-            )
-            db.harden(self._storage.engine)
-            self._storage.engine.dispose()  # connections from before the hooks
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=plan.study,
-                direction="minimize",
-                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every parameter is enqueued
-                load_if_exists=True,
-            )
+        self._storage = open_storage(home)
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=plan.study,
+            direction="minimize",
+            sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every parameter is enqueued
+            load_if_exists=True,
+        )
         if not self._study.user_attrs:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # metric names are marked experimental
