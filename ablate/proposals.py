@@ -20,16 +20,15 @@ from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.trials import spec_for
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
     from ablate.samplers import Heard, Proposer
 
 SUFFIX = "-search"
 """Optuna's study of an open search beside the one of the learning rates."""
 
-STUCK = 8
-"""Proposals in a row that are no new model, after which the next is drawn at random."""
-
 BARREN = 100
-"""As many in a row end the search: the space has hardly anything new left."""
+"""Proposals in a row that are no new model end the search: the space has hardly anything new left."""
 
 
 class Proposals:
@@ -44,13 +43,14 @@ class Proposals:
         self._charged = self._space.searches_optimizer or optimizers_differ(arm.run for arm in plan.arms)
         brute = self._settings.sampler == "brute_force"
         self._patience = max(BARREN, (self._space.size() or 0) if brute else 0)
+        self._storage: RDBStorage | None = None
         self._proposer: Proposer | None = None
 
     def close(self) -> None:
         """Let go of Optuna's storage."""
-        if self._proposer is not None:
-            self._proposer.close()
-            self._proposer = None
+        if self._storage is not None:
+            self._storage.engine.dispose()
+            self._proposer = self._storage = None
 
     def advance(self) -> Plan | None:
         """Propose what workers can take; the plan with the finalists once the search is over."""
@@ -86,8 +86,10 @@ class Proposals:
         return max(1, self._plan.workers, there)
 
     def _propose(self, rows: Sequence[db.Found]) -> None:
+        from ablate.samplers import proposer_of
+
         number = len(rows)
-        by = self._by(number, rows)
+        by = proposer_of(self._settings, number, _barren(rows))
         asked, draw = self._optuna().ask(number, by)
         lr = self._plan.run.optimizer.lr if draw.lr is None else draw.lr
         values: dict[str, Any] = {
@@ -146,22 +148,18 @@ class Proposals:
                 values |= {"kind": "new", "reason": "", "trial": trial}
             connection.execute(db.proposal.insert().values(**values))
 
-    def _by(self, number: int, rows: Sequence[db.Found]) -> str:
-        """Who proposes: the sampler, or chance for the control's share and where the sampler is stuck."""
-        share, sampler = self._settings.control, self._settings.sampler
-        if math.floor((number + 1) * share) > math.floor(number * share):
-            return "random"
-        return "random" if sampler != "brute_force" and _barren(rows) >= STUCK else sampler
-
     # what Optuna hears
 
     def _optuna(self) -> "Proposer":
         """The open proposer, reconciled with the table."""
         if self._proposer is None:
             from ablate.samplers import Proposer
+            from ablate.search import open_storage
 
             earlier = warm_start.read(self._plan, self._home)
-            self._proposer = Proposer(self._home, f"{self._study}{SUFFIX}", self._plan, self._space, earlier)
+            name, fingerprint = f"{self._study}{SUFFIX}", self._plan.fingerprint
+            self._storage = open_storage(self._home)
+            self._proposer = Proposer(self._storage, name, self._space, self._settings, fingerprint, earlier)
             rows = {row.optuna: row for row in self._rows()}
             for number in sorted(
                 self._proposer.reconcile(set(rows))

@@ -5,6 +5,7 @@ so that Optuna's record holds every proposal, whoever made it. Methodology §B2.
 """
 
 import hashlib
+import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,16 +20,19 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ablate import faults
-from ablate.home import Home
 from ablate.parameters import Parameter, every
-from ablate.records import Plan
-from ablate.search import open_storage
+from ablate.schema import Search
 from ablate.space import Draw, Space
 
 RANDOM, BRUTE_FORCE = "random", "brute_force"
+
+STUCK = 8
+"""Proposals in a row that are no new model, after which the next is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -82,44 +86,51 @@ def startup(dimensions: int, trials: int) -> int:
     return max(5, min(20, trials // 4, 2 * dimensions))
 
 
+def proposer_of(settings: Search, number: int, barren: int) -> str:
+    """Who makes a proposal: the sampler, or chance for the control's share and where the sampler is stuck.
+
+    Args:
+        number: of the proposal. barren: proposals just before it that were no new model.
+    """
+    share, name = settings.control, settings.sampler
+    if math.floor((number + 1) * share) > math.floor(number * share):
+        return RANDOM
+    return RANDOM if name != BRUTE_FORCE and barren >= STUCK else name
+
+
 class Proposer:
     """Optuna's study of an open search. Open it under the scheduler's lock only; opening creates it if need be.
 
     Args:
-        name: of the Optuna study. earlier: parameters, values and violations that a warm start begins with.
+        name: of the Optuna study. fingerprint: of the plan, which seeds samplers.
+        earlier: parameters of proposals and what was heard of them, which a warm start begins with.
     """
 
     def __init__(
         self,
-        home: Home,
+        storage: BaseStorage,
         name: str,
-        plan: Plan,
         space: Space,
+        settings: Search,
+        fingerprint: str,
         earlier: Sequence[tuple[Mapping[str, Any], Heard]] = (),
     ):
-        self._space, self._settings = space, plan.run.sweep.search
-        self._fingerprint = plan.fingerprint
-        self._storage = open_storage(home)
-        objectives = self._settings.objectives
+        self._space, self._settings, self._fingerprint = space, settings, fingerprint
+        self._startup = startup(len(space.names()), settings.trials)
         self._study = optuna.create_study(
-            storage=self._storage,
+            storage=storage,
             study_name=name,
-            directions=["minimize"] * len(objectives),
+            directions=[StudyDirection.MINIMIZE] * len(settings.objectives),
             sampler=optuna.samplers.RandomSampler(seed=0),
             load_if_exists=True,
         )
         if not self._study.user_attrs:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # metric names are marked experimental
-                self._study.set_metric_names(["val_loss", *objectives[1:]])
+                self._study.set_metric_names(["val_loss", *settings.objectives[1:]])
             for params, heard in earlier:
                 self.add(params, heard)
-            self._study.set_user_attr("question", plan.question)
-            self._study.set_user_attr("fingerprint", plan.fingerprint)
-
-    def close(self) -> None:
-        """Let go of the storage."""
-        self._storage.engine.dispose()
+            self._study.set_user_attr("fingerprint", fingerprint)  # last: marks the study as complete
 
     def ask(self, number: int, by: str) -> tuple[int, Draw]:
         """A proposal and Optuna's number of it.
@@ -134,8 +145,7 @@ class Proposer:
             draw = self._drawn(by, seed)
             self._study.enqueue_trial(draw.params, user_attrs={"by": by, "proposal": number})
         else:
-            known = startup(len(self._dimensions()), self._settings.trials)
-            self._study.sampler = sampler(by, seed, known, self._settings.trials)
+            self._study.sampler = sampler(by, seed, self._startup, self._settings.trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._study.ask()
@@ -194,12 +204,6 @@ class Proposer:
         random.Random(self._seed(by)).shuffle(points)  # the same order whoever asks
         tried = [trial.params for trial in self._trials().values() if trial.state != TrialState.FAIL]
         return next((point for point in points if point.params not in tried), points[0])
-
-    def _dimensions(self) -> set[str]:
-        """Names of parameters that a point may have: those that some random points have."""
-        rng = random.Random(0)
-        drawn = (self._space.draw(lambda parameter: parameter.random(rng)) for _ in range(32))
-        return set().union(*(draw.params for draw in drawn))
 
     def _seed(self, text: str) -> int:
         return int(hashlib.sha256(f"{self._fingerprint} {text}".encode()).hexdigest()[:8], 16)

@@ -77,15 +77,15 @@ def _curve(proposals: Sequence[Proposal]) -> tuple[tuple[int, float], ...]:
 
 def _finalist(arm: str, proposal: Proposal, trials: Sequence[TrialRow]) -> Finalist:
     confirmed, seeds = _confirmed(trials, arm)
-    value = math.nan if proposal.value is None else proposal.value
+    tuned = _tuned(trials, arm)
     return Finalist(
         arm=arm,
         proposal=proposal.number,
-        search=value,
-        tuned=_tuned(trials, arm),
+        search=math.nan if proposal.value is None else proposal.value,
+        tuned=tuned,
         confirmed=confirmed,
         seeds=seeds,
-        shrinkage=_difference(confirmed, value),
+        shrinkage=_difference(confirmed, tuned),
     )
 
 

@@ -49,10 +49,9 @@ class Finalist:
     """An arm that the search has found.
 
     Attributes:
-        search, tuned: loss of its proposal, and lowest of its tuning, both on the search's seed.
-        confirmed: mean over its fresh seeds; `seeds` of them.
-        shrinkage: confirmed less search, in nats; the baseline's own, from tuned to confirmed, tells how much
-            of it the change of seeds explains.
+        search, tuned: loss of its proposal, and lowest over its learning rates, both on the search's seed.
+        confirmed: mean over its fresh seeds, at the rate of `tuned`; `seeds` of them.
+        shrinkage: confirmed less tuned, in nats. The baseline's own tells how much of it is a change of seeds.
     """
 
     arm: str

@@ -5,6 +5,7 @@ chosen. Nothing here knows a sampler.
 """
 
 import itertools
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,12 @@ class Space:
             return params[parameter.name]
 
         return self.draw(suggest), asked
+
+    def names(self) -> set[str]:
+        """Names of the parameters that points have: those of some hundred random ones."""
+        rng = random.Random(0)
+        drawn = (self.draw(lambda parameter: parameter.random(rng)) for _ in range(200))
+        return set().union(*(draw.params for draw in drawn))
 
     def size(self, most: int = 100_000) -> int | None:
         """Number of points, duplicates among them; None where they cannot be counted, or are more."""
