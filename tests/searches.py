@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import fake_training
+import small_studies
 
-from ablate import config, planning
+from ablate import config, planning, reading, study
 from ablate.home import Home
-from ablate.records import Meter, Plan, TrialResult, TrialSpec
+from ablate.proposals import Proposals
+from ablate.records import Meter, Plan, StudyView, TrialResult, TrialSpec
+from ablate.worker import Train, Worker
 
 SMALL = (
     "sweep=schedule_search",
@@ -36,7 +39,7 @@ def plan(home: Home, *overrides: str) -> Plan:
 def loss(run: dict[str, Any], lr: float, seed: int) -> float:
     """CSA layers help, a wide window helps less, and every schedule has a little of its own."""
     text = f"{run['model']['compress_ratios']} {run['model']['index_topk']} {run['model']['sliding_window']}"
-    layers = sum(run["model"]["compress_ratios"].count(name) for name in ("csa",))
+    layers = run["model"]["compress_ratios"].count("csa")
     noise = int(hashlib.sha256(f"{text} {seed}".encode()).hexdigest()[:8], 16) / 2**32
     rate = 0.05 * abs(lr / 3e-3 - 1)
     return 6.0 - DEEP * layers - 1e-4 * run["model"]["sliding_window"] + 1e-3 * noise + rate
@@ -48,3 +51,16 @@ def train(spec: TrialSpec, corpus: Any, workdir: Path, meter: Meter) -> TrialRes
     if done.outcome != "complete":
         return done
     return dataclasses.replace(done, val_loss=loss(spec.run, spec.lr, spec.seed))
+
+
+def explore(home: Home, plan: Plan, train: Train = train) -> StudyView:
+    """The open search alone, without tuning and confirmation; the ledger checked."""
+    study.create(plan, home)
+    search, worker = Proposals(home, plan), Worker(home, plan.study, "w1", train)
+    while search.advance() is None:
+        claim = worker._claim()
+        assert claim is not None
+        worker._work(claim, train)
+    search.close()
+    small_studies.check(home, plan)
+    return reading.read(plan.study, home)

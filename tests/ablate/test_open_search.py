@@ -39,11 +39,9 @@ def home(tmp_path):
     return Home(tmp_path)
 
 
-def run(home, *overrides, train=searches.train):
+def explore(home, *overrides, train=searches.train):
     plan = searches.plan(home, *overrides)
-    study.create(plan, home)
-    view = finish(home, plan, train)
-    return plan, dataclasses.replace(reading.read(plan.study, home), trials=view.trials)
+    return plan, searches.explore(home, plan, train)
 
 
 def history(home, plan) -> optuna.Study:
@@ -51,10 +49,13 @@ def history(home, plan) -> optuna.Study:
 
 
 def test_a_search_from_space_to_verdicts(home, tmp_path):
-    plan, view = run(home, "sweep.space.model.index_topk=[8]", "sweep.space.model.sliding_window=[8]")
+    plan = searches.plan(home, "sweep.search.trials=6", "sweep.space.model.sliding_window=[8]")
+    study.create(plan, home)
+    finish(home, plan, searches.train)
+    view = reading.read(plan.study, home)
     found = view.search
     new = [p for p in found.proposals if p.state == "complete"]
-    assert len(new) == 8
+    assert len(new) == 6
     assert all(
         p.value == pytest.approx(searches.loss(trial_run(view, p), p.lr, plan.search_seed)) for p in new
     )
@@ -95,34 +96,35 @@ def trial_run(view, proposal):
     return next(row.spec.run for row in view.trials if row.number == proposal.trial)
 
 
-def test_duplicates_cost_nothing_and_are_told_what_is_known(home):
-    plan, view = run(
+def test_duplicates_cost_nothing_and_are_told_what_is_known(home, monkeypatch):
+    monkeypatch.setattr(proposals, "BARREN", 15)
+    plan, view = explore(
         home,
-        "sweep.space.model.compress_ratios={tokens: [swa, csa@4], families: [constant, alternating, first_k]}",
+        "sweep.space.model.compress_ratios={tokens: [swa, csa@4], families: [constant, first_k]}",
         "~sweep.space.model.index_topk",
         "~sweep.space.model.sliding_window",
         "sweep.search.trials=40",
     )
-    # constant 2; the two units alternating; k of one and the rest of the other: both orders, k of 1 to 3
-    assert len({p.schedule for p in view.search.proposals}) == 2 + 2 + 6
+    # constant: 2; k of one and the rest of the other: k of 1 to 3 in both orders
+    models = [p.schedule for p in view.search.proposals if p.state == "complete"]
+    assert len(models) == len(set(models)) == 2 + 2 * 3
     same = [p for p in view.search.proposals if p.state == "duplicate"]
     assert len(same) >= proposals.BARREN, "the search ends when the space has nothing new left"
     assert all(p.mflop == 0 for p in same)
     values = {p.schedule: p.value for p in view.search.proposals if p.state == "complete"}
     told = {t.user_attrs["proposal"]: t for t in history(home, plan).trials}
-    for proposal in same[:20]:
+    events = {text for _, _, text in view.events}
+    for proposal in same:
         assert told[proposal.number].state == TrialState.COMPLETE
         assert told[proposal.number].value == proposal.value == values[proposal.schedule]
-        assert (
-            f"proposal {proposal.number} costs nothing: {proposal.reason}" in [t for _, _, t in view.events]
-            or True
-        )
-    assert any(kind == "duplicate" for _, kind, _ in view.events)
+        assert f"proposal {proposal.number} costs nothing: {proposal.reason}" in events
 
 
 def test_what_a_constraint_rules_out_is_not_trained_and_told_so(home):
     limit = 40.0
-    plan, view = run(home, f"sweep.search.constraints.kv_bytes_per_token={limit}", "sweep.search.trials=6")
+    plan, view = explore(
+        home, f"sweep.search.constraints.kv_bytes_per_token={limit}", "sweep.search.trials=6"
+    )
     ruled_out = [p for p in view.search.proposals if p.costs["kv_bytes_per_token"] > limit]
     assert ruled_out, "else this shows nothing"
     assert {p.state for p in ruled_out} == {"infeasible"}
@@ -139,7 +141,7 @@ def test_what_a_constraint_rules_out_is_not_trained_and_told_so(home):
 def test_models_that_cannot_be_are_recorded_with_the_reason(home):
     tokens = "sweep.space.model.compress_ratios={tokens: [swa, hca@16, hca@128], families: [constant]}"
     keys = ("~sweep.space.model.index_topk", "~sweep.space.model.sliding_window")
-    plan, view = run(home, tokens, *keys, "sweep.search.sampler=brute_force")
+    _plan, view = explore(home, tokens, *keys, "sweep.search.sampler=brute_force")
     states = {
         p.overrides["model.compress_ratios"]: p for p in view.search.proposals if p.state != "duplicate"
     }
@@ -149,7 +151,7 @@ def test_models_that_cannot_be_are_recorded_with_the_reason(home):
 
 
 def test_brute_force_trains_every_model_once(home):
-    plan, view = run(
+    _plan, view = explore(
         home,
         "sweep.space.model.compress_ratios={tokens: [swa, csa@4], families: [explicit]}",
         "~sweep.space.model.index_topk",
@@ -162,7 +164,7 @@ def test_brute_force_trains_every_model_once(home):
 
 
 def test_the_front_of_many_objectives(home):
-    plan, view = run(
+    plan, view = explore(
         home,
         "sweep.search.objectives=[loss,kv_bytes_per_token,train_flops_per_token]",
         "sweep.search.trials=12",
@@ -185,7 +187,7 @@ def test_the_front_of_many_objectives(home):
 
 
 def test_the_control_share_is_drawn_at_random(home):
-    plan, view = run(home, "sweep.search.control=0.25", "sweep.search.trials=8")
+    _plan, view = explore(home, "sweep.search.control=0.25", "sweep.search.trials=8")
     by = [p.sampler for p in view.search.proposals[:8]]
     assert by == ["tpe", "tpe", "tpe", "random"] * 2
 
@@ -208,9 +210,7 @@ def test_a_lost_record_is_made_again_and_an_orphan_is_no_proposal(home, monkeypa
     scheduler.close()
     for path in home.root.glob("optuna.db*"):
         path.unlink()
-    finish(home, plan, searches.train)
-    view = reading.read(plan.study, home)
-    assert view.state == "done"
+    view = searches.explore(home, plan)
     told = {t.user_attrs["proposal"]: t.value for t in history(home, plan).trials}
     assert told == {p.number: p.value for p in view.search.proposals}
 
@@ -237,8 +237,8 @@ def test_a_scheduler_that_did_not_see_the_end_goes_on_from_the_plan_that_did(hom
 
 
 def test_a_warm_start_begins_with_what_another_study_found(home):
-    first, before = run(home, "sweep.search.trials=6")
-    second, view = run(home, "sweep.search.trials=8", f"sweep.search.warm_start={first.study[:-3]}")
+    first, before = explore(home, "sweep.search.trials=6")
+    second, view = explore(home, "sweep.search.trials=8", f"sweep.search.warm_start={first.study[:-3]}")
     assert second.run.sweep.search.warm_start == first.study
     trials = history(home, second).trials
     earlier = [p for p in before.search.proposals if p.state == "complete"]
@@ -258,8 +258,7 @@ def test_nothing_is_confirmed_where_nothing_trained(home):
         meter.debit(0, 1)
         raise RuntimeError("broken")
 
-    plan, view = run(home, "sweep.search.trials=3", train=breaks)
-    assert view.state == "done"
+    _plan, view = explore(home, "sweep.search.trials=3", train=breaks)
     assert view.plan.finalists == {}
     assert view.verdicts == ()
     assert view.search.curve == ()
