@@ -57,8 +57,8 @@ def seconds(run: Run, arms: Sequence[ArmPlan], workers: int, views: Sequence[Stu
         if run.trainer.device != "cpu":
             return None
         rate = matmul_rate(run.launcher.threads) * TYPICAL_SHARE
-    work = sum(arm.steps * arm.step_mflop for arm in arms) * units.MFLOP * per_arm
-    trials = per_arm * len(arms)
+    trials = per_arm * (run.sweep.contrasts + 1) + (search.trials if run.sweep.searches else 0)
+    work = sum(arm.steps * arm.step_mflop for arm in arms) / len(arms) * units.MFLOP * trials
     return work / rate / min(workers, trials) * OVERHEAD
 
 

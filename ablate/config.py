@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablate import schema
+from ablate import open_search, schema
 from ablate.errors import BadInputError
 from ablate.locate import line_with, locate
 from ablate.tree import Tree, allowed_keys, apply_arm
@@ -74,6 +74,8 @@ def load(
     run = tree.build(require_sweep)
     for name in run.sweep.arms:
         apply_arm(run, run.sweep.arms[name], name, locate(["sweep", "arms", name], {}, sources))
+    if run.sweep.searches:
+        open_search.check(run)
     return run
 
 
@@ -121,9 +123,10 @@ def _parse(text: str) -> Override:
     if key.startswith("+"):
         raise BadInputError(f"'{text}': keys cannot be added with '+'. Give an existing key as key=value.")
     if key.startswith("~"):
-        if not key.startswith(("~sweep.arms.", "~sweep.factors.")):
+        if not key.startswith(("~sweep.arms.", "~sweep.factors.", "~sweep.space.")):
             raise BadInputError(
-                f"'{text}': only arms and factors can be removed, as ~sweep.arms.NAME or ~sweep.factors.NAME."
+                f"'{text}': only arms, factors and keys of a space can be removed, as ~sweep.arms.NAME, "
+                "~sweep.factors.NAME or ~sweep.space.KEY."
             )
     elif not equals:
         raise BadInputError(f"'{text}' is not an override. Allowed: group=option or dotted.key=value.")

@@ -34,7 +34,7 @@ from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.storage import reading
 
-VERSION = 1
+VERSION = 2
 """Of the tables below, kept in SQLite's `user_version`, and with PostgreSQL in a comment on the first table."""
 
 Found = Any
@@ -79,6 +79,26 @@ trial = Table(
     Column("ended_at", Float),
     UniqueConstraint("study", "number"),
     UniqueConstraint("study", "slot"),
+)
+
+proposal = Table(  # of an open search; one that is trained has a trial
+    "proposal",
+    metadata,
+    Column("study", ForeignKey("study.name"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("optuna", Integer, nullable=False),
+    Column("told", Boolean, nullable=False, default=False),
+    Column("sampler", String, nullable=False),
+    Column("params", Text, nullable=False),  # JSON, as are overrides, costs and violations
+    Column("overrides", Text, nullable=False),
+    Column("lr", Float, nullable=False),
+    Column("kind", String, nullable=False),  # new | duplicate | infeasible | invalid
+    Column("reason", Text, nullable=False),
+    Column("identity", String, nullable=False),
+    Column("schedule", Text, nullable=False),
+    Column("costs", Text, nullable=False),
+    Column("violations", Text, nullable=False),
+    Column("trial", ForeignKey("trial.id")),
 )
 
 job = Table(

@@ -16,6 +16,9 @@ from ablate.schema import Sweep
 FULL, BASE = "full", "base"
 """Arms with all factors on, and with all off."""
 
+AS_CONFIGURED = "as_configured"
+"""The baseline of an open search that names none: the configuration as it is."""
+
 CROSSED = ("full_factorial", "fractional_factorial")
 """Designs whose effects are means over the levels of all other factors."""
 
@@ -77,7 +80,7 @@ def arms(design: str, factors: Mapping[str, Any], resolution: int) -> tuple[dict
 
 def levels(sweep: Sweep) -> Levels:
     """Which factors are on in which arm; empty where a sweep names its arms or has a single factor."""
-    if sweep.design in ("arms", "one_factor"):
+    if sweep.design in ("arms", "one_factor", "search"):
         return {}
     return _levels(sweep.design, list(sweep.factors), sweep.resolution)
 
@@ -173,6 +176,13 @@ def describe(sweep: Sweep) -> str:
     k = len(sweep.factors)
     if sweep.design == "arms":
         return ""
+    if sweep.searches:
+        search = sweep.search
+        control = f", {search.control:.0%} of them drawn at random" if search.control else ""
+        return (
+            f"open search: {search.trials} models proposed by {search.sampler}{control}; the best "
+            f"{search.finalists} are tuned and confirmed as the baseline is"
+        )
     if sweep.design == "one_factor":
         return f"one factor, {next(iter(sweep.factors))}, at {len(sweep.arms)} levels"
     if sweep.design == "leave_one_out":

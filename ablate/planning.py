@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ablate import calibrate, schema, units
+from ablate import calibrate, open_search, schema, units, warm_start
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
@@ -50,6 +50,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         trainer=dataclasses.replace(run.trainer, device=_device(run.trainer.device)),
         data=_absolute(run.data),
     )
+    run = _warm_start_by_name(run, home)
     data_fingerprint = data.fingerprint(run.data)
     vocab_size = _vocab_size(run)
     variants = {name: _variant(run, name, vocab_size) for name in run.sweep.arms}
@@ -58,7 +59,9 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
     costs = {name: variant.costs(seq_len).total for name, (_, variant) in variants.items()}
     updates = {name: optimization.flops_per_step(own.optimizer, v) for name, (own, v) in variants.items()}
-    charged = optimizers_differ(own for own, _ in variants.values())
+    charged = optimizers_differ(own for own, _ in variants.values()) or (
+        run.sweep.searches and open_search.check(run).searches_optimizer
+    )
     step_flops = {name: cost.train_flops * batch + charged * updates[name] for name, cost in costs.items()}
     steps_mflop = {name: -(-flops // units.MFLOP) for name, flops in step_flops.items()}
     allowance, total, caps = divide(run, max(steps_mflop.values()))
@@ -81,7 +84,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     workers = _workers(run)
     fingerprint = _fingerprint(run, arms, allowance, caps, data_fingerprint)
     seed = run.seed * 1000
-    return Plan(
+    plan = Plan(
         study=f"{run.sweep.name}-{fingerprint[:8]}",
         fingerprint=fingerprint,
         question=run.sweep.question,
@@ -102,6 +105,19 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         estimated_seconds=calibrate.seconds(run, arms, workers, views),
         warnings=tuple(dict.fromkeys(warnings)),
     )
+    warm_start.read(plan, home)  # refuses a study whose losses say nothing here
+    return plan
+
+
+def _warm_start_by_name(run: schema.Run, home: Home) -> schema.Run:
+    """The run with the whole name of the study that its search begins with: a prefix may come to mean another."""
+    from ablate import study
+
+    given = run.sweep.search.warm_start
+    if given is None:
+        return run
+    search = dataclasses.replace(run.sweep.search, warm_start=study.find(home, given))
+    return dataclasses.replace(run, sweep=dataclasses.replace(run.sweep, search=search))
 
 
 def _variant(run: schema.Run, name: str, vocab_size: int) -> tuple[schema.Run, Variant]:
@@ -131,8 +147,9 @@ def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant
 def divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]]:
     """Allowance per trial, total, and caps per phase, all in MFLOP."""
     search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
-    searched = len(run.sweep.arms) * (search.points + search.extensions)
-    confirmed = len(run.sweep.arms) * confirm.seeds
+    arms = run.sweep.contrasts + 1
+    searched = arms * (search.points + search.extensions) + (search.trials if run.sweep.searches else 0)
+    confirmed = arms * confirm.seeds
     trials = searched + confirmed
     per_trial, total = run.budget.per_trial, run.budget.total
     if per_trial is None and total is None:
@@ -316,7 +333,7 @@ def _detectable(run: schema.Run, sd: float) -> float:
     """Nats that the confirm design finds with 80 % power at the strictest step of Holm's procedure."""
     from ablate import sequential, stats
 
-    contrasts = len(run.sweep.arms) - 1
+    contrasts = run.sweep.contrasts
     confirm = run.sweep.confirm
     if confirm.looks:
         return sd * sequential.detectable(confirm.alpha / contrasts, confirm.looks)
@@ -330,7 +347,7 @@ def _expected(run: schema.Run, sd: float, detectable: float, allowance: int) -> 
     confirm = run.sweep.confirm
     if not confirm.looks:
         return {}
-    contrasts = len(run.sweep.arms) - 1
+    contrasts = run.sweep.contrasts
     effects = {"equal": 0.0, "detectable": detectable, "twice detectable": 2 * detectable}
     return {
         name: round(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from ablate import db, ledger, stored
+from ablate import db, ledger, proposals, search_view, stored
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import Effects, LrCurve, Plan, StudyView, TrialRow, Verdict
@@ -30,7 +30,8 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         accounts = ledger.accounts(connection, name)
         events = _events(connection, name)
         workers = _workers(connection, name)
-    plan = stored.plan_from_text(study.plan)
+        plan = stored.plan_from_text(study.plan)
+        proposed = proposals.rows(connection, name) if plan.run.sweep.searches else ()
     curves, verdicts, found = _judge(study.plan, plan, trials) if with_verdicts else ((), (), None)
     return StudyView(
         name=name,
@@ -45,6 +46,7 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         events=events,
         workers=workers,
         effects=found,
+        search=search_view.searched(plan, proposed, trials) if plan.run.sweep.searches else None,
     )
 
 

@@ -1,11 +1,13 @@
 """What passes between the parts of a study: arms, plans, trials, results, verdicts. Frozen, JSON-able where stored."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ablate.schema import Run
+from ablate.searched import Searched
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -65,6 +67,7 @@ class Plan:
         expected_mflop: of the confirm phase with looks, by how much arms truly differ from the baseline
             (`equal`, `detectable`, `twice detectable`); empty with a fixed number of seeds.
         estimated_seconds: wall time with the planned workers, or None where nothing is known.
+        finalists: arms that an open search has found, to the numbers of their proposals; None before its end.
     """
 
     study: str
@@ -86,6 +89,17 @@ class Plan:
     estimated_seconds: float | None
     warnings: tuple[str, ...] = ()
     expected_mflop: dict[str, int] = field(default_factory=dict)
+    finalists: dict[str, int] | None = None
+
+    @property
+    def registered(self) -> "Plan":
+        """The plan as it was before an open search added what it found."""
+        if self.finalists is None:
+            return self
+        kept = {name: arm for name, arm in self.run.sweep.arms.items() if name not in self.finalists}
+        run = dataclasses.replace(self.run, sweep=dataclasses.replace(self.run.sweep, arms=kept))
+        arms = tuple(arm for arm in self.arms if arm.name in kept)
+        return dataclasses.replace(self, run=run, arms=arms, finalists=None)
 
     @property
     def baseline(self) -> ArmPlan:
@@ -349,3 +363,4 @@ class StudyView:
     events: tuple[tuple[float, str, str], ...]
     workers: dict[str, tuple[str, int, int | None, float]]
     effects: Effects | None = None
+    search: Searched | None = None

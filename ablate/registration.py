@@ -4,6 +4,7 @@ The hash of the registration is stored when the study is created; later it is ma
 the study runs by, so neither can change without the other.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ HASH, AFTER = "registration", "registered_after"
 
 def registered(plan: Plan) -> dict[str, Any]:
     """Question, contrasts, margin and stopping rule of a plan, JSON-able."""
+    plan = plan.registered
     sweep = plan.run.sweep
     return {
         "question": plan.question,
@@ -32,6 +34,7 @@ def registered(plan: Plan) -> dict[str, Any]:
         "confirm_seeds": list(plan.confirm_seeds),
         "looks": list(sweep.confirm.looks),
         "stopping_rule": stopping_rule(sweep),
+        **({"space": sweep.space, "search": dataclasses.asdict(sweep.search)} if sweep.searches else {}),
     }
 
 

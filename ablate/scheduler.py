@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, select, update
 
-from ablate import checkpoint, confirmation, db, faults, ledger, queue, rounds, storage, stored
+from ablate import checkpoint, confirmation, db, enrolment, faults, ledger, queue, rounds, storage, stored
 from ablate.home import Home
 from ablate.records import Plan, TrialSpec
 from ablate.rounds import Slot
@@ -21,9 +21,10 @@ from ablate.sequential import Decision
 from ablate.trials import spec_for
 
 if TYPE_CHECKING:
+    from ablate.proposals import Proposals
     from ablate.search import Search
 
-ENDED = ("complete", "diverged", "failed", "cancelled")
+ENDED = enrolment.ENDED
 
 
 _DECIDED: dict[Decision, str] = {
@@ -32,10 +33,6 @@ _DECIDED: dict[Decision, str] = {
     "futile": "hardly any chance of a verdict is left",
     "open": "nothing is established",
 }
-
-
-class _Overtaken(Exception):
-    """Another process has made this slot's trial."""
 
 
 class Scheduler:
@@ -52,9 +49,8 @@ class Scheduler:
         self._lock: Path = home.root / "locks" / f"{study}.tick"
         self._search: Search | None = None
         self.lost: list[str] = []
-        with db.reading(self._engine) as connection:
-            text = connection.execute(select(db.study.c.plan).where(db.study.c.name == study)).scalar_one()
-        self._plan: Plan = stored.plan_from_text(text)
+        self._open: Proposals | None = None
+        self._plan: Plan = self._stored_plan()
 
     def tick(self) -> bool:
         """Advance the study as far as is possible now; False where another process is doing so."""
@@ -64,10 +60,13 @@ class Scheduler:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             self._lock.touch()
             try:
+                self._plan = self._stored_plan()  # another process may have ended an open search
                 self._reap()
                 self._tell()
                 self._plan_ahead()
-            except _Overtaken:  # on a server the lock may end with its connection, while this process lives
+            except (
+                enrolment.Overtaken
+            ):  # on a server the lock may end with its connection, while this process lives
                 self.close()
                 return False
             except BaseException:
@@ -84,6 +83,14 @@ class Scheduler:
         if self._search is not None:
             self._search.close()
             self._search = None
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _stored_plan(self) -> Plan:
+        with db.reading(self._engine) as connection:
+            found = select(db.study.c.plan).where(db.study.c.name == self._study)
+            return stored.plan_from_text(connection.execute(found).scalar_one())
 
     def _reap(self) -> None:
         with db.reading(self._engine) as connection:
@@ -167,6 +174,8 @@ class Scheduler:
             with self._engine.begin() as connection:
                 set_state(connection, self._study, "running")
                 db.note(connection, self._study, "running", f"study {self._study} runs")
+        if self._plan.run.sweep.searches and self._plan.finalists is None and not self._explore():
+            return
         while True:  # a reused trial ends at once, which may open the next round
             rows = self._trials()
             new = self._next(rows)
@@ -177,6 +186,17 @@ class Scheduler:
                 break
         if all(row.state in ENDED for row in rows):
             self._finish(unpaid=len(new))
+
+    def _explore(self) -> bool:
+        """Advance the open search; whether it is over, and the plan has the arms that it found."""
+        from ablate.proposals import Proposals
+
+        if self._open is None:
+            self._open = Proposals(self._home, self._plan)
+        found = self._open.advance()
+        if found is not None:
+            self._plan = found
+        return found is not None
 
     def _next(self, rows: Sequence[db.Found]) -> list[Slot]:
         """Slots that are wanted now and have no trial, in order."""
@@ -231,58 +251,20 @@ class Scheduler:
         """Pay for a slot's trial and let workers take it, or reuse its result; False where neither can be."""
         spec = self._spec(slot)
         with db.reading(self._engine) as connection:
-            known = self._known(connection, spec)
+            known = enrolment.known(connection, spec)
             free = ledger.available(connection, self._study, slot.phase)
         if known is None and free < spec.allowance_mflop:
             return False
         asked = self._optuna().ask(slot) if slot.phase == "search" else None
         with self._engine.begin() as connection:
-            s, t = db.study.c, db.trial.c
-            connection.execute(select(s.name).where(s.name == self._study).with_for_update(key_share=True))
-            there = select(t.id).where(t.study == self._study, t.slot == slot.key)
-            if connection.execute(there).first() is not None:
-                raise _Overtaken(slot.key)
-            last = connection.execute(select(func.max(t.number)).where(t.study == self._study)).scalar()
-            values: dict[str, Any] = {
-                "study": self._study,
-                "number": 0 if last is None else last + 1,
-                "slot": slot.key,
-                "fingerprint": spec.fingerprint,
-                "arm": slot.arm,
-                "phase": slot.phase,
-                "spec": stored.spec_to_text(spec),
-                "step_mflop": spec.step_mflop,
-                "optuna": asked,
-            }
-            if known is not None:
-                origin = known.reused_from or known.study
-                values |= {"state": known.state, "result": known.result, "reused_from": origin}
-                values |= {"started_at": db.now(), "ended_at": db.now()}
-                connection.execute(db.trial.insert().values(**values))
-                text = f"trial {values['number']} ({slot.arm}, {slot.phase}) was already paid for by {origin}"
-                db.note(connection, self._study, "reused", text)
-                return True
-            made = connection.execute(db.trial.insert().values(state="queued", **values)).inserted_primary_key
-            assert made is not None
-            key, phase = f"{made[0]}/reserve", slot.phase
-            if not ledger.reserve(connection, self._study, phase, spec.allowance_mflop, key, made[0]):
-                raise ledger.LedgerError(f"phase {phase} had {free} MFLOP a moment ago")
-            queue.enqueue(connection, self._study, made[0])
+            enrolment.enrol(connection, self._study, slot.key, spec, known, optuna=asked)
         return True
 
     def _can_pay(self, slot: Slot) -> bool:
         spec = self._spec(slot)
         with db.reading(self._engine) as connection:
             free = ledger.available(connection, self._study, slot.phase)
-            return free >= spec.allowance_mflop or self._known(connection, spec) is not None
-
-    def _known(self, connection: Connection, spec: TrialSpec) -> db.Found | None:
-        """A finished trial of any study with the same fingerprint."""
-        t = db.trial.c
-        same = select(db.trial).where(
-            t.fingerprint == spec.fingerprint, t.state.in_(("complete", "diverged")), t.result.is_not(None)
-        )
-        return connection.execute(same.order_by(t.id).limit(1)).first()
+            return free >= spec.allowance_mflop or enrolment.known(connection, spec) is not None
 
     def _spec(self, slot: Slot) -> TrialSpec:
         return spec_for(self._plan, self._plan.arm(slot.arm), slot.phase, slot.replicate, slot.seed, slot.lr)

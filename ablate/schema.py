@@ -158,16 +158,31 @@ class Trainer:
 
 @dataclass
 class Search:
-    """Tuning of every arm with equal compute. The learning rate is always tuned.
+    """Tuning of every arm with equal compute, and before it, with `design: search`, the search for arms.
 
     Attributes:
         points: learning rates per arm in the first round, spaced by `factor` around `optimizer.lr`; at least 5.
         extensions: further rounds of one point per arm, spent on the edge side of an arm whose optimum is at the edge.
+        trials: different models that an open search trains, each once, with equal compute.
+        sampler: who proposes them; `samplers.SAMPLERS`.
+        control: share of the proposals drawn at random, whatever the sampler.
+        finalists: best of them that become arms, are tuned, and confirmed on fresh seeds.
+        objectives: `loss`, and known costs (`kv_bytes_per_token`, `train_flops_per_token`, `decode_flops`, `params`,
+            `active_params`) to be made small together.
+        constraints: known cost to its largest allowed value; a proposal beyond it is not trained.
+        warm_start: study of the same space and settings whose results the sampler begins with.
     """
 
     points: int = 5
     factor: float = 2.0
     extensions: int = 2
+    trials: int = 40
+    sampler: str = "tpe"
+    control: float = 0.0
+    finalists: int = 3
+    objectives: list[str] = field(default_factory=lambda: ["loss"])
+    constraints: dict[str, Any] = field(default_factory=dict)
+    warm_start: str | None = None
 
 
 @dataclass
@@ -198,12 +213,14 @@ class Sweep:
 
     Attributes:
         design: `arms` (those named), or what generates further arms from `factors`: `one_factor`,
-            `leave_one_out`, `add_one_in`, `full_factorial`, `fractional_factorial`.
+            `leave_one_out`, `add_one_in`, `full_factorial`, `fractional_factorial`; or `search`, which finds them in
+            `space`.
         baseline: an arm; a design has one of its own unless this says another.
         arms: arm name to overrides of the configuration, such as `{residual: prenorm}` or
             `{model.compress_ratios: csa@4*6}`.
         factors: factor name to the overrides of its two levels, `{without: {residual: prenorm}}`; with
             `one_factor`, a key with a list of its values, or a name with levels by name.
+        space: keys of the configuration to what they are drawn from, for `design: search` (`ablate.space`).
         ladder: overrides of each smaller size, such as `[budget.per_trial=200 GFLOP]`; the sweep itself is the
             largest. A study per size, and together the compute multiplier of every arm.
         resolution: lowest that a fraction may have. At 5 main effects and two-way interactions are clear of
@@ -216,10 +233,21 @@ class Sweep:
     baseline: str = "???"
     arms: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
     resolution: int = 5
     ladder: list[list[str]] = field(default_factory=list)
     search: Search = field(default_factory=Search)
     confirm: Confirm = field(default_factory=Confirm)
+
+    @property
+    def searches(self) -> bool:
+        """Whether arms are searched for."""
+        return self.design == "search"
+
+    @property
+    def contrasts(self) -> int:
+        """Arms that are compared with the baseline, those that a search will find among them."""
+        return len(self.arms) - 1 + (self.search.finalists if self.searches else 0)
 
 
 @dataclass

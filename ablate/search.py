@@ -7,6 +7,7 @@ Optuna is the record of the search that its dashboard and samplers read. The rat
 import math
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,16 +51,18 @@ def open_storage(home: Home, look_only: bool = False) -> RDBStorage:
     Args:
         look_only: it is there, and its connections cannot change it.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     address = storage.url(home, home.optuna)
     options: dict[str, Any] = {"connect_args": storage.arguments(address)}
     if home.storage:
         options |= {"pool_pre_ping": True, "pool_size": 1}
-    opened = RDBStorage(
-        address.render_as_string(),
-        engine_kwargs=options,
-        skip_compatibility_check=look_only,
-        skip_table_creation=look_only,
-    )
+    with nullcontext() if look_only else storage.exclusive(home, "optuna"):  # two studies may be the first
+        opened = RDBStorage(
+            address.render_as_string(),
+            engine_kwargs=options,
+            skip_compatibility_check=look_only,
+            skip_table_creation=look_only,
+        )
     (storage.look_only if look_only else storage.harden)(opened.engine)
     opened.engine.dispose()  # connections from before the hooks
     return opened
@@ -69,16 +72,14 @@ class Search:
     """One study's search. Open it under the scheduler's lock only; opening creates it if need be."""
 
     def __init__(self, home: Home, plan: Plan):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with storage.exclusive(home, "optuna"):  # two studies may be the first of a home
-            self._storage = open_storage(home)
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=plan.study,
-                direction="minimize",
-                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every parameter is enqueued
-                load_if_exists=True,
-            )
+        self._storage = open_storage(home)
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=plan.study,
+            direction="minimize",
+            sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every parameter is enqueued
+            load_if_exists=True,
+        )
         if not self._study.user_attrs:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # metric names are marked experimental

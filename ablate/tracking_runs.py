@@ -73,7 +73,7 @@ def contents(view: StudyView) -> Iterator[RunContent]:
     params = arm_params(view.plan)
     for row in view.trials:
         if row.attempts or row.started_at or row.result:
-            yield _trial(view, row, params[row.spec.arm])
+            yield _trial(view, row, params.get(row.spec.arm) or {"arm": _text(row.spec.arm)})
     for arm in view.plan.arms:
         yield _arm(view, arm, params[arm.name])
     yield _study(view)
@@ -113,7 +113,7 @@ def differing_params(plan: Plan) -> list[str]:
 
 def _trial(view: StudyView, row: TrialRow, params: Mapping[str, str]) -> RunContent:
     spec, result = row.spec, row.result
-    arm = view.plan.arm(spec.arm)
+    priced = [arm for arm in view.plan.arms if arm.name == spec.arm]  # a proposal of an open search is no arm
     what = f"lr {spec.lr:.4g} search" if spec.phase == "search" else f"s{spec.replicate} confirm"
     outcome = result.outcome if result else ""
     tags = {
@@ -132,7 +132,7 @@ def _trial(view: StudyView, row: TrialRow, params: Mapping[str, str]) -> RunCont
         **_source_tags(view),
     }
     metrics = list(_curve(view, row))
-    values: dict[str, float | None] = {**_costs(arm)}
+    values: dict[str, float | None] = {**_costs(priced[0])} if priced else {}
     if result is not None:
         values |= {
             "val/loss": result.val_loss,

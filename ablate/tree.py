@@ -21,6 +21,9 @@ from components import registry
 ARM_GROUPS = ("model", "optimizer", "attention", *schema.SLOT_GROUPS)
 """What an arm may change. Data, trainer, budget and seeds are shared, or pairs would not be pairs."""
 
+_OPEN = ("sweep.arms", "sweep.factors", "sweep.space", "sweep.search.constraints")
+"""Mappings whose keys are not fixed."""
+
 
 def apply_arm(
     run: schema.Run, overrides: Mapping[str, Any] | None, arm: str = "", file: str = ""
@@ -85,12 +88,17 @@ class Tree:
             BadInputError: factors that make no design, or an arm that is named and generated otherwise.
         """
         sweep = self.values["sweep"]
-        if sweep["design"] == "arms":
-            if sweep["factors"]:
+        for key in ("factors", "space"):
+            designs_with = ranges.CHOICES["sweep.design"][1:-1] if key == "factors" else ("search",)
+            if sweep[key] and sweep["design"] not in designs_with:
                 raise BadInputError(
-                    f"sweep.factors ({', '.join(sweep['factors'])}) have no effect with sweep.design=arms. "
-                    f"Allowed: {', '.join(ranges.CHOICES['sweep.design'][1:])}."
+                    f"sweep.{key} ({', '.join(sweep[key])}) has no effect with sweep.design={sweep['design']}. "
+                    f"Allowed: {', '.join(designs_with)}."
                 )
+        if sweep["design"] == "search" and sweep["baseline"] == "???":
+            sweep["arms"].setdefault(designs.AS_CONFIGURED, {})
+            sweep["baseline"] = designs.AS_CONFIGURED
+        if sweep["design"] in ("arms", "search"):
             return
         made, baseline = designs.arms(sweep["design"], sweep["factors"], sweep["resolution"])
         for name in made.keys() & sweep["arms"].keys():
@@ -248,7 +256,7 @@ class Tree:
         sweep = self.values["sweep"]
         self._check_looks(sweep)
         if require_sweep:
-            if len(sweep["arms"]) < 2:
+            if len(sweep["arms"]) < 2 and sweep["design"] != "search":
                 raise BadInputError(
                     f"sweep.arms has {len(sweep['arms'])} arm; a comparison needs at least 2."
                 )
@@ -280,9 +288,9 @@ def plain(value: Any) -> Any:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping; arms and factors of a sweep count as one value."""
+    """Dotted keys and values of a nested mapping; what is open below (`_OPEN`) counts as one value."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" not in ("sweep.arms", "sweep.factors"):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _OPEN:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

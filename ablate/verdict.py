@@ -66,6 +66,8 @@ def verdicts(plan: Plan, rows: Sequence[TrialRow]) -> tuple[Verdict, ...]:
     settings = plan.run.sweep.confirm
     confirmed = _phase(rows, "confirm")
     others = [arm for arm in plan.arms if not arm.is_baseline]
+    if not others:
+        return ()  # an open search has found none yet
     curves = lr_curves(plan, rows)
     paired = {arm.name: _pairs(confirmed, arm, plan.baseline) for arm in others}
     alpha = settings.alpha / len(others)

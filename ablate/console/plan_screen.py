@@ -123,13 +123,17 @@ def _optimizers(plan: Plan) -> Text:
 
 
 def _budget(plan: Plan) -> Table:
-    sweep, arms = plan.run.sweep, len(plan.arms)
+    sweep = plan.registered.run.sweep
+    arms = sweep.contrasts + 1
     points, extensions, seeds = sweep.search.points, sweep.search.extensions, len(plan.confirm_seeds)
     spread = f"{arms} arms × {points} learning rates"
     if extensions:
         spread += f", and up to {extensions} more each while a best is at an edge"
+    proposed = sweep.search.trials if sweep.searches else 0
+    if proposed:
+        spread = f"{proposed} proposals once each, then {spread}"
     details = {
-        "search": (spread, arms * (points + extensions)),
+        "search": (spread, arms * (points + extensions) + proposed),
         "confirm": (f"{arms} arms × {_confirmed(plan)}", arms * seeds),
         "contingency": ("work done again after a crash; never an arm's", None),
     }

@@ -20,7 +20,7 @@ def write(view: StudyView, folder: Path) -> dict[str, Path]:
 
     faces = arms.arms(view)
     contrasts = contents.contrasts(view, faces)
-    again = reproduce.reproduction(view.plan.run, view.name)
+    again = reproduce.reproduction(view.plan.registered.run, view.name)
     drawn = [drawing.render(figure) for figure in plots.figures(view, faces)]
     texts = {
         "contrasts.csv": table.to_csv(contrasts),

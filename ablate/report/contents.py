@@ -129,7 +129,8 @@ def trials(view: StudyView, arms: dict[str, Arm]) -> Table:
     rows = [_trial(row) for row in view.trials]
     columns = (
         Column("Trial", lambda r: str(r["trial"])),
-        Column("Arm", lambda r: arms[r["arm"]].label, numeric=False),
+        # a proposal of an open search is no arm
+        Column("Arm", lambda r: arms[r["arm"]].label if r["arm"] in arms else r["arm"], numeric=False),
         Column("Phase", lambda r: r["phase"], numeric=False),
         Column("Seed", lambda r: str(r["seed"])),
         Column("Learning rate", lambda r: formats.rate(r["lr"])),

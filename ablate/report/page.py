@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ablate import registration
 from ablate.records import StudyView
-from ablate.report import contents, effects_table, files, table, words
+from ablate.report import contents, effects_table, files, search_table, table, words
 from ablate.report.arms import ON_DARK, Arm, confirmed, printable
 from ablate.report.drawing import VARIABLES, Drawn
 from ablate.report.reproduce import Reproduction
@@ -53,6 +53,8 @@ def html(
         deviations=registration.deviations(view),
         effects=effects_table.effects(view),
         effect_notes=effects_table.notes(view.effects) if view.effects else [],
+        search=search_table.tables(view),
+        search_notes=search_table.notes(view.search) if view.search else [],
         mismatches=contents.mismatches(view, arms),
         budget=contents.budget(view),
         models=contents.models(view, arms),
@@ -95,6 +97,9 @@ def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
         lines += ["## Effects of factors", ""]
         lines += [f"{say(text)}\n" for text in effects_table.notes(view.effects)]
         lines += [f"### {say(t.caption)}\n\n{table.to_markdown(t)}" for t in effects_table.effects(view)]
+    if view.search is not None:
+        lines += ["## Open search", "", *(f"{say(text)}\n" for text in search_table.notes(view.search))]
+        lines += [f"### {say(t.caption)}\n\n{table.to_markdown(t)}" for t in search_table.tables(view)]
     lines += ["## Compute", "", table.to_markdown(contents.budget(view))]
     lines += [
         f"Study `{view.name}`, plan {view.plan.fingerprint}, data {view.plan.data_fingerprint[:16]}, "

@@ -1,11 +1,21 @@
 """All figures of a report, in the order in which they are read."""
 
 from ablate.records import StudyView
-from ablate.report import curves, effects
+from ablate.report import curves, effects, search_figure
 from ablate.report.arms import Arm
 from ablate.report.drawing import Figure
 
-NAMES = ("budget", "forest", "pairs", "loss_vs_flops", "loss_vs_tokens", "loss_vs_lr", "pareto")
+NAMES = (
+    "budget",
+    "forest",
+    "pairs",
+    "loss_vs_flops",
+    "loss_vs_tokens",
+    "loss_vs_lr",
+    "pareto",
+    "search",
+    "search_front",
+)
 """Files below `figures/` that a report may write, and so may remove."""
 
 
@@ -19,5 +29,7 @@ def figures(view: StudyView, arms: dict[str, Arm]) -> list[Figure]:
         curves.against_tokens(view, arms),
         curves.against_lr(view, arms),
         effects.pareto(view, arms),
+        search_figure.anytime(view),
+        search_figure.front(view),
     ]
     return [figure for figure in made if figure is not None]

@@ -83,7 +83,7 @@ def _values(run: schema.Run) -> dict[str, Any]:
     values = copy.deepcopy(schema.to_dict(run))
     del values["home"], values["storage"]
     sweep = values["sweep"]
-    if sweep["design"] != "arms":  # what the design generates needs no override
+    if sweep["design"] not in ("arms", "search"):  # what the design generates needs no override
         made, _ = designs.arms(sweep["design"], sweep["factors"], sweep["resolution"])
         sweep["arms"] = {name: arm for name, arm in sweep["arms"].items() if name not in made}
     return values
