@@ -164,7 +164,7 @@ def _underpowered(e: Evidence) -> Iterator[Caveat]:
 
 def _budget(e: Evidence) -> Iterator[Caveat]:
     """What the budget matches must be equal, up to less than one step of each arm; and schedules must end."""
-    match = e.plan.run.budget.match
+    steps_by = "tokens" if e.plan.run.budget.match == "tokens" else "flops"
     for own, base in e.pairs:
         if own.result is None or base.result is None or "diverged" in (own.state, base.state):
             continue
@@ -174,14 +174,14 @@ def _budget(e: Evidence) -> Iterator[Caveat]:
                 text = f"trial {row.number} ({row.spec.arm}) ended after {steps}, its learning rate undecayed"
                 yield _blocker("BUDGET_MISMATCH", text)
                 return
-        if match == "flops":
+        if steps_by == "flops":
             a, b = own.result.useful_mflop, base.result.useful_mflop
             step = max(own.spec.step_mflop, base.spec.step_mflop)
         else:
             a, b, step = own.result.tokens, base.result.tokens, 0
         if abs(a - b) > _BUDGET * max(a, b) + step:
             text = (
-                f"trials {own.number} and {base.number} should have had equal {match}, "
+                f"trials {own.number} and {base.number} should have had equal {steps_by}, "
                 f"but {e.arm.name} had {a / b - 1:+.1%}"
             )
             yield _blocker("BUDGET_MISMATCH", text)
@@ -235,7 +235,7 @@ def _regime_flip(e: Evidence) -> Iterator[Caveat]:
     Rates differ between arms and matter more before the decay, so the sign at equal FLOPs must there be
     the final one for a flip to be one of regime.
     """
-    if e.plan.run.budget.match != "flops" or abs(e.arm.tokens / e.baseline.tokens - 1) < 0.01:
+    if e.plan.run.budget.match == "tokens" or abs(e.arm.tokens / e.baseline.tokens - 1) < 0.01:
         return
     at_tokens, at_flops = _before_decay(e, "tokens"), _before_decay(e, "mflop")
     if at_tokens is None or at_flops is None or e.contrast.n < FEW_PAIRS:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ablate import calibrate, schema, units
+from ablate import calibrate, matching, schema, units
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
@@ -51,7 +51,13 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     )
     data_fingerprint = data.fingerprint(run.data)
     vocab_size = _vocab_size(run)
-    variants = {name: _variant(run, name, vocab_size) for name in run.sweep.arms}
+
+    def build(applied: schema.Run, arm: str) -> Variant:
+        return _variant(applied, arm, vocab_size)
+
+    applied = {name: apply_arm(run, overrides, name) for name, overrides in run.sweep.arms.items()}
+    variants = {name: (own, build(own, name)) for name, own in applied.items()}
+    variants, resolved = matching.resolve(run, variants, build)
     _refuse_twins(run, variants)
 
     seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
@@ -66,7 +72,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         steps = dict.fromkeys(steps, min(steps.values()))
 
     warnings: list[str] = []
-    arms = _arms(run, variants, costs, updates, step_flops, steps)
+    arms = _arms(run, variants, costs, updates, step_flops, steps, resolved)
     for arm in arms:
         warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
     short = min(arms, key=lambda arm: arm.steps)
@@ -103,15 +109,14 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     )
 
 
-def _variant(run: schema.Run, name: str, vocab_size: int) -> tuple[schema.Run, Variant]:
-    """An arm's configuration and its variant, checked for the sequence length."""
-    applied = apply_arm(run, run.sweep.arms[name], name)
+def _variant(applied: schema.Run, name: str, vocab_size: int) -> Variant:
+    """The variant of an arm's configuration, checked for the sequence length."""
     try:
         variant = Variant.from_run(applied, vocab_size)
-        variant.check(run.trainer.seq_len)
+        variant.check(applied.trainer.seq_len)
     except (BadInputError, ValueError) as error:
         raise BadInputError(f"arm '{name}': {error}") from error
-    return applied, variant
+    return variant
 
 
 def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant]]) -> None:
@@ -191,6 +196,7 @@ def _arms(
     updates: dict[str, int],
     step_flops: dict[str, int],
     steps: dict[str, int],
+    resolved: dict[str, matching.Resolved],
 ) -> list[ArmPlan]:
     seq_len = run.trainer.seq_len
     per_step = seq_len * run.trainer.batch_size
@@ -207,6 +213,8 @@ def _arms(
         }
 
     reference = currencies(base)
+    # equal up to less than one step; sizes are equal up to a tolerance, and what is left of it is shown
+    exact = run.budget.match if run.budget.match in ("flops", "tokens") else None
     arms = []
     for name, (applied, variant) in variants.items():
         cost, own = costs[name], currencies(name)
@@ -226,18 +234,12 @@ def _arms(
                 steps=steps[name],
                 tokens=steps[name] * per_step,
                 mismatch={
-                    key: own[key] / reference[key] - 1
-                    for key in own
-                    if reference[key] and key != _match_key(run)
+                    key: own[key] / reference[key] - 1 for key in own if reference[key] and key != exact
                 },
+                resolved=resolved.get(name, {}),
             )
         )
     return sorted(arms, key=lambda arm: not arm.is_baseline)
-
-
-def _match_key(run: schema.Run) -> str:
-    """The currency that the budget makes equal, up to less than one step."""
-    return run.budget.match
 
 
 def _vocab_size(run: schema.Run) -> int:
@@ -360,6 +362,7 @@ def _fingerprint(
         },
         "allowance": allowance,
         "caps": caps,
+        "equal": run.budget.match,
         "data": data_fingerprint,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

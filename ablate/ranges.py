@@ -67,6 +67,7 @@ BOUNDS: dict[str, Bound] = {
     "data.val_tokens": _COUNT,
     "data.max_bytes": _SIZE,
     "budget.contingency": _SHARE,
+    "budget.tolerance": _SHARE,
     "optimizer.lr": _POSITIVE,
     "optimizer.grad_clip": _SIZE,
     "optimizer.warmup": _SHARE,
@@ -99,7 +100,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "full_factorial",
         "fractional_factorial",
     ),
-    "budget.match": ("flops", "tokens"),
+    "budget.match": ("flops", "tokens", "params", "active_params", "kv_bytes"),
     "trainer.keep_weights": ("none", "search", "confirm", "all"),
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
 }

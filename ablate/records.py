@@ -22,8 +22,9 @@ class ArmPlan:
         step_mflop: charge of one optimizer step, rounded up; with `optimizer_flops` where arms differ in
             their optimizer.
         tokens: training tokens of one trial.
-        mismatch: relative difference to the baseline of what the budget does not match, by currency
-            (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`).
+        mismatch: relative difference to the baseline of what the budget does not make equal to the step, by
+            currency (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`).
+        resolved: sizes that the budget's currency changed, by key of `model`: before, and as they are.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ArmPlan:
     tokens: int
     mismatch: dict[str, float]
     optimizer_flops: int = 0
+    resolved: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def optimizers_differ(runs: Iterable[Run]) -> bool:

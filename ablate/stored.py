@@ -47,13 +47,17 @@ def plan_from_text(text: str) -> Plan:
 
 def _arm_to_dict(arm: ArmPlan) -> dict[str, Any]:
     numbers = {name: getattr(arm, name) for name in _ARM_NUMBERS}
+    numbers["resolved"] = arm.resolved
     return numbers | {"run": schema.to_dict(arm.run), "vocab_size": arm.variant.dims.vocab_size}
 
 
 def _arm_from_dict(values: dict[str, Any]) -> ArmPlan:
     run = schema.from_dict(values["run"])
     variant = Variant.from_run(run, vocab_size=values["vocab_size"])
-    return ArmPlan(**{name: values[name] for name in _ARM_NUMBERS}, run=run, variant=variant)
+    resolved = {key: (before, after) for key, (before, after) in values.get("resolved", {}).items()}
+    return ArmPlan(
+        **{name: values[name] for name in _ARM_NUMBERS}, run=run, variant=variant, resolved=resolved
+    )
 
 
 def spec_to_text(spec: TrialSpec) -> str:

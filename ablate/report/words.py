@@ -4,12 +4,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ablate import matching, units
 from ablate import registration as fixed
-from ablate import units
 from ablate.records import StudyView, Verdict
 from ablate.report import formats
 from ablate.report.arms import Arm, confirmed
-from ablate.report.contents import MATCHED
 
 LEVELS = {
     "L0": "smoke: too few seeds to conclude anything",
@@ -130,7 +129,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
             "Contrasts",
             f"{formats.listing(others, 60)}, each against {base}; {len(others)} in the Holm family",
         ),
-        ("Equal between arms", MATCHED[plan.run.budget.match]),
+        ("Equal between arms", matching.WORDS[plan.run.budget.match]),
         ("Margin of equivalence", f"{confirm.margin:g} nats"),
         ("Family-wise error rate", f"{confirm.alpha:g}"),
         ("Seeds per arm", f"at most {confirm.seeds}" if confirm.looks else str(confirm.seeds)),
