@@ -30,6 +30,7 @@ WORDS = {
     "params": "parameters, and training FLOPs",
     "active_params": "active parameters, and training FLOPs",
     "kv_bytes": "KV bytes, and training FLOPs",
+    "wall_clock": "training time, as measured",
 }
 """What `budget.match` makes equal, in words."""
 
@@ -86,6 +87,24 @@ def resolve(
         made[name] = found.run, found.variant
         changes[name] = {key: (search.start[key], size) for key, size in found.sizes.items()}
     return made, changes
+
+
+def steps(
+    match: str, allowance: int, step_mflop: Mapping[str, int], step_seconds: Mapping[str, float]
+) -> dict[str, int]:
+    """Steps of every arm that `allowance` MFLOP pay for, so that arms have equal FLOPs, tokens or time.
+
+    Args:
+        step_seconds: needed for `wall_clock` only. All arms train as long as the quickest takes to its allowance.
+    """
+    counts = {name: allowance // mflop for name, mflop in step_mflop.items()}
+    if match == "tokens":
+        return dict.fromkeys(counts, min(counts.values()))
+    if match == "wall_clock":
+        limit = min(count * step_seconds[name] for name, count in counts.items())
+        # rounding must not take the last step from the arm that sets the limit
+        return {name: math.floor(limit / step_seconds[name] + 1e-9) for name in counts}
+    return counts
 
 
 def told(changes: Resolved) -> list[str]:

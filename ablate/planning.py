@@ -3,21 +3,18 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from ablate import calibrate, matching, schema, units
+from ablate import calibrate, durations, matching, schema, throughput, units
+from ablate.division import SHORT_RUN, divide
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.tree import apply_arm
 from ablate.variant import Variant
 from components.spec import FLOP_CONVENTION, Cost
-
-SHORT_RUN = 300
-"""Optimizer steps below which a trial carries no verdict (methodology §A5)."""
 
 _IMMATERIAL = {
     "launcher": None,
@@ -66,13 +63,16 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     charged = optimizers_differ(own for own, _ in variants.values())
     step_flops = {name: cost.train_flops * batch + charged * updates[name] for name, cost in costs.items()}
     steps_mflop = {name: -(-flops // units.MFLOP) for name, flops in step_flops.items()}
-    allowance, total, caps = divide(run, max(steps_mflop.values()))
-    steps = {name: allowance // mflop for name, mflop in steps_mflop.items()}
-    if run.budget.match == "tokens":
-        steps = dict.fromkeys(steps, min(steps.values()))
+    views, workers = calibrate.earlier(home), _workers(run)
+    speeds = throughput.speeds(variants, steps_mflop, home, views) if throughput.needed(run.budget) else ()
+    bounded = durations.in_flops(run, steps_mflop, speeds, workers)
+    dearest, measuring = max(steps_mflop.values()), sum(speed.mflop for speed in speeds)
+    allowance, total, caps = divide(bounded, dearest, measuring)
+    seconds = {speed.arm: speed.step_seconds for speed in speeds}
+    steps = matching.steps(run.budget.match, allowance, steps_mflop, seconds)
 
     warnings: list[str] = []
-    arms = _arms(run, variants, costs, updates, step_flops, steps, resolved)
+    arms = _arms(run, variants, costs, updates, step_flops, steps, resolved, seconds)
     for arm in arms:
         warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
     short = min(arms, key=lambda arm: arm.steps)
@@ -81,9 +81,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
             f"{short.name} trains for {short.steps} steps; below {SHORT_RUN} no verdict is given. "
             f"budget.per_trial={units.compute(SHORT_RUN * max(steps_mflop.values()))} or more would do."
         )
-    views = calibrate.earlier(home)
     sd, source = calibrate.noise(run, views)
-    workers = _workers(run)
     fingerprint = _fingerprint(run, arms, allowance, caps, data_fingerprint)
     seed = run.seed * 1000
     return Plan(
@@ -104,8 +102,9 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         noise_sd=sd,
         noise_source=source,
         workers=workers,
-        estimated_seconds=calibrate.seconds(run, arms, workers, views),
+        estimated_seconds=calibrate.seconds(run, arms, workers, views, speeds),
         warnings=tuple(dict.fromkeys(warnings)),
+        speeds=speeds,
     )
 
 
@@ -132,63 +131,6 @@ def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant
         seen[key] = name
 
 
-def divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]]:
-    """Allowance per trial, total, and caps per phase, all in MFLOP."""
-    search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
-    searched = len(run.sweep.arms) * (search.points + search.extensions)
-    confirmed = len(run.sweep.arms) * confirm.seeds
-    trials = searched + confirmed
-    per_trial, total = run.budget.per_trial, run.budget.total
-    if per_trial is None and total is None:
-        raise BadInputError(
-            "budget.per_trial and budget.total are both null. Give one, such as budget.total=5e13."
-        )
-    if per_trial is None:
-        bound = units.mflop(total, "budget.total")
-        allowance = (bound - math.floor(bound * share)) // trials
-    else:
-        allowance = units.mflop(per_trial, "budget.per_trial")
-        bound = (
-            units.mflop(total, "budget.total")
-            if total is not None
-            else _with_contingency(trials * allowance, share)
-        )
-    if allowance < dearest_step:
-        key, given, times = ("per_trial", per_trial, 1) if per_trial is not None else ("total", total, trials)
-        smallest, useful = times * dearest_step, times * dearest_step * SHORT_RUN
-        if key == "total":
-            smallest, useful = _with_contingency(smallest, share), _with_contingency(useful, share)
-        raise BadInputError(
-            f"budget.{key}={given} is too small: a trial is allowed {units.compute(allowance)}, but "
-            f"one optimizer step of the costliest arm takes {units.compute(dearest_step)}. "
-            f"Smallest that works: {_ceil(smallest)}; "
-            f"smallest that allows a verdict ({SHORT_RUN} steps): {_ceil(useful)}."
-        )
-    contingency = math.floor(bound * share) if total is not None else bound - trials * allowance
-    if trials * allowance + contingency > bound:
-        raise BadInputError(
-            f"budget.total={total} is too small for {trials} trials of {units.compute(allowance)} "
-            f"(budget.per_trial={per_trial}) and {share:.0%} contingency. Smallest that works: "
-            f"budget.total={_ceil(_with_contingency(trials * allowance, share))}; or "
-            f"budget.per_trial={(bound - contingency) // trials * units.MFLOP} for this total."
-        )
-    caps = {"search": searched * allowance, "confirm": confirmed * allowance, "contingency": contingency}
-    return allowance, bound, caps
-
-
-def _with_contingency(mflop: int, share: float) -> int:
-    """Smallest total of which `mflop` is left when `share` is set aside."""
-    total = math.ceil(mflop / (1 - share))
-    while total - math.floor(total * share) < mflop:
-        total += 1
-    return total
-
-
-def _ceil(mflop: int) -> str:
-    """An amount as a value that can be pasted into an override."""
-    return f"{mflop * units.MFLOP} ({units.compute(mflop)})"
-
-
 def _arms(
     run: schema.Run,
     variants: dict[str, tuple[schema.Run, Variant]],
@@ -197,6 +139,7 @@ def _arms(
     step_flops: dict[str, int],
     steps: dict[str, int],
     resolved: dict[str, matching.Resolved],
+    seconds: dict[str, float],
 ) -> list[ArmPlan]:
     seq_len = run.trainer.seq_len
     per_step = seq_len * run.trainer.batch_size
@@ -210,11 +153,12 @@ def _arms(
             "params": cost.params,
             "active_params": cost.active_params,
             "kv_bytes": cost.kv_bytes,
+            **({"wall_clock": steps[name] * seconds[name]} if seconds else {}),
         }
 
     reference = currencies(base)
     # equal up to less than one step; sizes are equal up to a tolerance, and what is left of it is shown
-    exact = run.budget.match if run.budget.match in ("flops", "tokens") else None
+    exact = run.budget.match if run.budget.match not in matching.KEYS else None
     arms = []
     for name, (applied, variant) in variants.items():
         cost, own = costs[name], currencies(name)

@@ -100,7 +100,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "full_factorial",
         "fractional_factorial",
     ),
-    "budget.match": ("flops", "tokens", "params", "active_params", "kv_bytes"),
+    "budget.match": ("flops", "tokens", "params", "active_params", "kv_bytes", "wall_clock"),
     "trainer.keep_weights": ("none", "search", "confirm", "all"),
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
 }

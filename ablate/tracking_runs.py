@@ -219,6 +219,7 @@ def _study(view: StudyView) -> RunContent:
         "plan/detectable_effect": plan.detectable_effect,
         "plan/noise_sd": plan.noise_sd,
     }
+    planned |= {f"plan/step_seconds/{speed.arm}": speed.step_seconds for speed in plan.speeds}
     ledger: dict[str, float | None] = {}
     for account in view.accounts if view.state in RESTING else ():
         for amount in ("cap", "spent", "waste"):

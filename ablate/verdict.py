@@ -19,6 +19,7 @@ _EQUAL = {
     "params": "params and FLOPs",
     "active_params": "active params and FLOPs",
     "kv_bytes": "KV bytes and FLOPs",
+    "wall_clock": "wall time",
 }
 """What `budget.match` makes equal, in a sentence's words."""
 

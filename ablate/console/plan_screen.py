@@ -10,6 +10,7 @@ from rich.text import Text
 from ablate import designs, effects, matching, units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan, optimizers_differ
+from ablate.throughput import TIMED, WARM
 
 if TYPE_CHECKING:
     from ablate.detection import Detection
@@ -102,7 +103,10 @@ def _equality(plan: Plan) -> Text:
     tokens = {arm.tokens for arm in plan.arms}
     shortfall = max(1 - arm.steps * arm.step_mflop / plan.trial_mflop for arm in plan.arms)
     text = Text("Equal between arms: ").append(matching.WORDS[match], style="bold")
-    if match == "tokens" and len(tokens) == 1:
+    if match == "wall_clock":
+        seconds = max(speed.step_seconds * plan.arm(speed.arm).steps for speed in plan.speeds)
+        text.append(f", {units.duration(seconds)} per trial.")
+    elif match == "tokens" and len(tokens) == 1:
         text.append(f", {units.count(tokens.pop())} per trial.")
     else:
         text.append(f", {units.compute(plan.trial_mflop)} per trial")
@@ -137,6 +141,7 @@ def _budget(plan: Plan) -> Table:
         "search": (spread, arms * (points + extensions)),
         "confirm": (f"{arms} arms × {_confirmed(plan)}", arms * seeds),
         "contingency": ("work done again after a crash; never an arm's", None),
+        "calibrate": (f"{WARM + TIMED} steps of each arm, measured once per machine", None),
     }
     table = parts.table("phase", ("trials", "right"), ("at most", "right"), "for")
     for phase, cap in plan.caps.items():
@@ -186,6 +191,28 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         ),
         ("workers", f"{plan.workers} on {trainer.device}"),
         ("time", time),
+        *_speed(plan),
+    ]
+
+
+def _speed(plan: Plan) -> list[tuple[str, str]]:
+    """What a budget in time rests on."""
+    if not plan.speeds:
+        return []
+    budget = plan.run.budget
+    asked = [f"{key} {value}" for key in ("total", "per_trial") if units.time(value := getattr(budget, key))]
+    steps = ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in plan.speeds)
+    waiting = [speed for speed in plan.speeds if not speed.measured]
+    known = "measured on this machine, charged once"
+    if waiting:
+        cost = units.compute(sum(speed.mflop for speed in waiting))
+        known = (
+            f"a guess for {len(waiting)} of {len(plan.speeds)} arms: ablate run first trains each of them "
+            f"{WARM + TIMED} steps ({cost}), and steps and amounts above follow from that"
+        )
+    return [
+        *([("budget in time", parts.words("; ".join(asked)))] if asked else []),
+        ("time of a step", parts.words(f"{steps}; {known}")),
     ]
 
 

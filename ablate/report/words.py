@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ablate import matching, units
 from ablate import registration as fixed
-from ablate.records import StudyView, Verdict
+from ablate.records import Plan, StudyView, Verdict
 from ablate.report import formats
 from ablate.report.arms import Arm, confirmed
 
@@ -137,6 +137,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
         ("Learning rates", ", ".join(f"{rate:.4g}" for rate in plan.lr_grid)),
         ("Compute per trial", units.compute(plan.trial_mflop)),
         ("Compute in all", units.compute(plan.total_mflop)),
+        *_asked(plan),
         (
             "Detectable effect",
             f"{plan.detectable_effect:.4f} nats with 80 % power, if paired differences scatter by "
@@ -146,6 +147,18 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
         ("Fingerprint of the plan", plan.fingerprint),
         ("Hash of the registration", fixed.digest(plan)),
     ]
+
+
+def _asked(plan: Plan) -> list[tuple[str, str]]:
+    """A budget that was given in time, and what it was turned into FLOPs by."""
+    if not plan.speeds:
+        return []
+    budget = plan.run.budget
+    times = [
+        f"budget.{key}={value}" for key in ("total", "per_trial") if units.time(value := getattr(budget, key))
+    ]
+    steps = ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in plan.speeds)
+    return [*([("Asked for as time", ", ".join(times))] if times else []), ("Measured time of a step", steps)]
 
 
 def origins(view: StudyView) -> list[tuple[str, str]]:
