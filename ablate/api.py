@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ablate import config, schema
+from ablate import config, schema, throughput
 from ablate.home import Home
 from ablate.planning import make_plan
 from ablate.records import Plan, StudyView
@@ -32,6 +32,8 @@ def run(run: schema.Run, observer: Callable[[StudyView], None] | None = None) ->
 
     home = Home.at(run.home, run.storage).create()
     made = make_plan(run, home)
+    if throughput.measure([made], home, lambda _: None):
+        made = make_plan(run, home)
     study.create(made, home)
     view = study.run(made, home, observer or (lambda _: None))
     report.write(view, home.report(view.name))

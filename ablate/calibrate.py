@@ -4,17 +4,14 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from ablate import units
+from ablate import durations, units
 from ablate.errors import AblateError
 from ablate.home import Home
-from ablate.records import ArmPlan, StudyView
+from ablate.records import ArmPlan, Speed, StudyView
 from ablate.schema import Run
 
 TYPICAL_SHARE = 0.08
 """Share of the matmul rate that training `micro` reaches; used until trials have been measured."""
-
-OVERHEAD = 1.2
-"""Wall time of a study over its trials' training time: evaluations, checkpoints, start-up."""
 
 NOISE_PRIOR = 0.02
 """Nats: standard deviation of paired differences of final held-out loss, typical of small models."""
@@ -48,18 +45,36 @@ def noise(run: Run, views: Sequence[StudyView]) -> tuple[float, str]:
     )
 
 
-def seconds(run: Run, arms: Sequence[ArmPlan], workers: int, views: Sequence[StudyView]) -> float | None:
+def seconds(
+    run: Run,
+    arms: Sequence[ArmPlan],
+    workers: int,
+    views: Sequence[StudyView],
+    speeds: Sequence[Speed] = (),
+) -> float | None:
     """Wall time of the study, or None on a device that no earlier trial has measured."""
-    search, confirm = run.sweep.search, run.sweep.confirm
-    per_arm = search.points + search.extensions + confirm.seeds
+    trials = durations.trials(run.sweep)
+    if speeds:
+        steps = {arm.name: arm.steps for arm in arms}
+        work = statistics.fmean(steps[speed.arm] * speed.step_seconds for speed in speeds) * trials
+        return work / min(workers, trials) * durations.OVERHEAD
     rate = _measured_rate(run, views)
     if rate is None:
         if run.trainer.device != "cpu":
             return None
         rate = matmul_rate(run.launcher.threads) * TYPICAL_SHARE
-    trials = per_arm * (run.sweep.contrasts + 1) + (search.trials if run.sweep.searches else 0)
-    work = sum(arm.steps * arm.step_mflop for arm in arms) / len(arms) * units.MFLOP * trials
-    return work / rate / min(workers, trials) * OVERHEAD
+    work = statistics.fmean(arm.steps * arm.step_mflop for arm in arms) * units.MFLOP * trials
+    return work / rate / min(workers, trials) * durations.OVERHEAD
+
+
+def rate(run: Run, views: Sequence[StudyView]) -> float:
+    """FLOP/s of one worker: of earlier trials, else a guess from a matrix product."""
+    from ablate import speed
+
+    measured = _measured_rate(run, views)
+    if measured is None and run.trainer.device.startswith("cuda"):
+        measured = speed.matmul_rate(speed.Machine.of(run)) * TYPICAL_SHARE
+    return measured or matmul_rate(run.launcher.threads) * TYPICAL_SHARE
 
 
 def _measured_rate(run: Run, views: Sequence[StudyView]) -> float | None:

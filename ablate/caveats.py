@@ -165,6 +165,7 @@ def _underpowered(e: Evidence) -> Iterator[Caveat]:
 def _budget(e: Evidence) -> Iterator[Caveat]:
     """What the budget matches must be equal, up to less than one step of each arm; and schedules must end."""
     match = e.plan.run.budget.match
+    steps_by = "tokens" if match == "tokens" else "flops"
     for own, base in e.pairs:
         if own.result is None or base.result is None or "diverged" in (own.state, base.state):
             continue
@@ -174,18 +175,40 @@ def _budget(e: Evidence) -> Iterator[Caveat]:
                 text = f"trial {row.number} ({row.spec.arm}) ended after {steps}, its learning rate undecayed"
                 yield _blocker("BUDGET_MISMATCH", text)
                 return
-        if match == "flops":
+        if match == "wall_clock":
+            continue  # its steps follow from measured speeds; how long they took is judged over all pairs
+        if steps_by == "flops":
             a, b = own.result.useful_mflop, base.result.useful_mflop
             step = max(own.spec.step_mflop, base.spec.step_mflop)
         else:
             a, b, step = own.result.tokens, base.result.tokens, 0
         if abs(a - b) > _BUDGET * max(a, b) + step:
             text = (
-                f"trials {own.number} and {base.number} should have had equal {match}, "
+                f"trials {own.number} and {base.number} should have had equal {steps_by}, "
                 f"but {e.arm.name} had {a / b - 1:+.1%}"
             )
             yield _blocker("BUDGET_MISMATCH", text)
             return
+
+
+def _time(e: Evidence) -> Iterator[Caveat]:
+    """Speeds change with the load of a machine, so equal time is a matter of degree and no blocker."""
+    budget = e.plan.run.budget
+    times = [
+        (own.result.seconds, base.result.seconds)
+        for own, base in e.pairs
+        if own.result and base.result and own.state == base.state == "complete"
+    ]
+    whole = sum(base for _, base in times)
+    if budget.match != "wall_clock" or whole <= 0:
+        return
+    off = sum(own for own, _ in times) / whole - 1
+    if abs(off) > budget.tolerance:
+        text = (
+            f"{e.arm.name} should have trained as long as {e.baseline.name}, but took {off:+.1%} "
+            f"(budget.tolerance={budget.tolerance:g}): it is not as fast as it was when it was measured"
+        )
+        yield _warning("BUDGET_MISMATCH", text)
 
 
 def _short_run(e: Evidence) -> Iterator[Caveat]:
@@ -235,7 +258,10 @@ def _regime_flip(e: Evidence) -> Iterator[Caveat]:
     Rates differ between arms and matter more before the decay, so the sign at equal FLOPs must there be
     the final one for a flip to be one of regime.
     """
-    if e.plan.run.budget.match != "flops" or abs(e.arm.tokens / e.baseline.tokens - 1) < 0.01:
+    if (
+        e.plan.run.budget.match in ("tokens", "wall_clock")
+        or abs(e.arm.tokens / e.baseline.tokens - 1) < 0.01
+    ):
         return
     at_tokens, at_flops = _before_decay(e, "tokens"), _before_decay(e, "mflop")
     if at_tokens is None or at_flops is None or e.contrast.n < FEW_PAIRS:
@@ -307,6 +333,7 @@ _RULES = (
     _single_seed,
     _lr_edge,
     _budget,
+    _time,
     _short_run,
     _diverged,
     _tune_parity,

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from ablate import planning, ranges, units
+from ablate import ranges, units
+from ablate.division import divide
 from ablate.errors import BadInputError
 from ablate.records import Plan
 
@@ -45,5 +46,7 @@ def detection(plan: Plan, effect: float) -> Detection:
         ),
         budget=dataclasses.replace(plan.run.budget, per_trial=plan.trial_mflop * units.MFLOP, total=None),
     )
-    _, total, _ = planning.divide(run, max(arm.step_mflop for arm in plan.arms))
+    _, total, _ = divide(
+        run, max(arm.step_mflop for arm in plan.arms), sum(speed.mflop for speed in plan.speeds)
+    )
     return Detection(effect=effect, seeds=seeds, total_mflop=total)

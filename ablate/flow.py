@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ablate import config, console, data, ladder, multiplier, report, study
+from ablate import config, console, data, ladder, multiplier, report, study, throughput
 from ablate.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_RESUMABLE
 from ablate.home import Home
 from ablate.records import Plan, StudyView
@@ -24,6 +24,8 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
     home = Home.at(loaded.home, loaded.storage)
     sizes = ladder.plans(ladder.rungs(loaded, overrides, config_dirs), home)
     home.create()
+    if throughput.measure(sizes, home, _say):
+        sizes = ladder.plans(ladder.rungs(loaded, overrides, config_dirs), home)
     console.plan(sizes[-1])
     if len(sizes) > 1:
         console.ladder(sizes)

@@ -114,7 +114,7 @@ def outstanding(connection: Connection, study: str, phase: str, trial: int) -> i
 def accounts(connection: Connection, study: str) -> tuple[PhaseAccount, ...]:
     """All phases of a study, in the order in which they were opened."""
     rows = connection.execute(select(db.budget).where(db.budget.c.study == study)).mappings()
-    order = {"search": 0, "confirm": 1, CONTINGENCY: 2}
+    order = {"calibrate": 0, "search": 1, "confirm": 2, CONTINGENCY: 3}
     columns = ("phase", "cap", "spent", "reserved", "waste")
     found = [PhaseAccount(**{name: row[name] for name in columns}) for row in rows]
     return tuple(sorted(found, key=lambda account: order.get(account.phase, 9)))

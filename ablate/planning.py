@@ -3,21 +3,18 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from ablate import calibrate, open_search, schema, units, warm_start
+from ablate import calibrate, durations, matching, open_search, schema, throughput, units, warm_start
+from ablate.division import SHORT_RUN, divide
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.tree import apply_arm
 from ablate.variant import Variant
 from components.spec import FLOP_CONVENTION, Cost
-
-SHORT_RUN = 300
-"""Optimizer steps below which a trial carries no verdict (methodology §A5)."""
 
 _IMMATERIAL = {
     "launcher": None,
@@ -53,7 +50,13 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     run = _warm_start_by_name(run, home)
     data_fingerprint = data.fingerprint(run.data)
     vocab_size = _vocab_size(run)
-    variants = {name: _variant(run, name, vocab_size) for name in run.sweep.arms}
+
+    def build(applied: schema.Run, arm: str) -> Variant:
+        return _variant(applied, arm, vocab_size)
+
+    applied = {name: apply_arm(run, overrides, name) for name, overrides in run.sweep.arms.items()}
+    variants = {name: (own, build(own, name)) for name, own in applied.items()}
+    variants, resolved = matching.resolve(run, variants, build)
     _refuse_twins(run, variants)
 
     seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
@@ -64,13 +67,16 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     )
     step_flops = {name: cost.train_flops * batch + charged * updates[name] for name, cost in costs.items()}
     steps_mflop = {name: -(-flops // units.MFLOP) for name, flops in step_flops.items()}
-    allowance, total, caps = divide(run, max(steps_mflop.values()))
-    steps = {name: allowance // mflop for name, mflop in steps_mflop.items()}
-    if run.budget.match == "tokens":
-        steps = dict.fromkeys(steps, min(steps.values()))
+    views, workers = calibrate.earlier(home), _workers(run)
+    speeds = throughput.speeds(variants, steps_mflop, home, views) if throughput.needed(run.budget) else ()
+    bounded = durations.in_flops(run, steps_mflop, speeds, workers)
+    dearest, measuring = max(steps_mflop.values()), sum(speed.mflop for speed in speeds)
+    allowance, total, caps = divide(bounded, dearest, measuring)
+    seconds = {speed.arm: speed.step_seconds for speed in speeds}
+    steps = matching.steps(run.budget.match, allowance, steps_mflop, seconds)
 
     warnings: list[str] = []
-    arms = _arms(run, variants, costs, updates, step_flops, steps)
+    arms = _arms(run, variants, costs, updates, step_flops, steps, resolved, seconds)
     for arm in arms:
         warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
     short = min(arms, key=lambda arm: arm.steps)
@@ -79,9 +85,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
             f"{short.name} trains for {short.steps} steps; below {SHORT_RUN} no verdict is given. "
             f"budget.per_trial={units.compute(SHORT_RUN * max(steps_mflop.values()))} or more would do."
         )
-    views = calibrate.earlier(home)
     sd, source = calibrate.noise(run, views)
-    workers = _workers(run)
     fingerprint = _fingerprint(run, arms, allowance, caps, data_fingerprint)
     seed = run.seed * 1000
     plan = Plan(
@@ -102,8 +106,9 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         noise_sd=sd,
         noise_source=source,
         workers=workers,
-        estimated_seconds=calibrate.seconds(run, arms, workers, views),
+        estimated_seconds=calibrate.seconds(run, arms, workers, views, speeds),
         warnings=tuple(dict.fromkeys(warnings)),
+        speeds=speeds,
     )
     warm_start.read(plan, home)  # refuses a study whose losses say nothing here
     return plan
@@ -120,15 +125,14 @@ def _warm_start_by_name(run: schema.Run, home: Home) -> schema.Run:
     return dataclasses.replace(run, sweep=dataclasses.replace(run.sweep, search=search))
 
 
-def _variant(run: schema.Run, name: str, vocab_size: int) -> tuple[schema.Run, Variant]:
-    """An arm's configuration and its variant, checked for the sequence length."""
-    applied = apply_arm(run, run.sweep.arms[name], name)
+def _variant(applied: schema.Run, name: str, vocab_size: int) -> Variant:
+    """The variant of an arm's configuration, checked for the sequence length."""
     try:
         variant = Variant.from_run(applied, vocab_size)
-        variant.check(run.trainer.seq_len)
+        variant.check(applied.trainer.seq_len)
     except (BadInputError, ValueError) as error:
         raise BadInputError(f"arm '{name}': {error}") from error
-    return applied, variant
+    return variant
 
 
 def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant]]) -> None:
@@ -144,64 +148,6 @@ def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant
         seen[key] = name
 
 
-def divide(run: schema.Run, dearest_step: int) -> tuple[int, int, dict[str, int]]:
-    """Allowance per trial, total, and caps per phase, all in MFLOP."""
-    search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
-    arms = run.sweep.contrasts + 1
-    searched = arms * (search.points + search.extensions) + (search.trials if run.sweep.searches else 0)
-    confirmed = arms * confirm.seeds
-    trials = searched + confirmed
-    per_trial, total = run.budget.per_trial, run.budget.total
-    if per_trial is None and total is None:
-        raise BadInputError(
-            "budget.per_trial and budget.total are both null. Give one, such as budget.total=5e13."
-        )
-    if per_trial is None:
-        bound = units.mflop(total, "budget.total")
-        allowance = (bound - math.floor(bound * share)) // trials
-    else:
-        allowance = units.mflop(per_trial, "budget.per_trial")
-        bound = (
-            units.mflop(total, "budget.total")
-            if total is not None
-            else _with_contingency(trials * allowance, share)
-        )
-    if allowance < dearest_step:
-        key, given, times = ("per_trial", per_trial, 1) if per_trial is not None else ("total", total, trials)
-        smallest, useful = times * dearest_step, times * dearest_step * SHORT_RUN
-        if key == "total":
-            smallest, useful = _with_contingency(smallest, share), _with_contingency(useful, share)
-        raise BadInputError(
-            f"budget.{key}={given} is too small: a trial is allowed {units.compute(allowance)}, but "
-            f"one optimizer step of the costliest arm takes {units.compute(dearest_step)}. "
-            f"Smallest that works: {_ceil(smallest)}; "
-            f"smallest that allows a verdict ({SHORT_RUN} steps): {_ceil(useful)}."
-        )
-    contingency = math.floor(bound * share) if total is not None else bound - trials * allowance
-    if trials * allowance + contingency > bound:
-        raise BadInputError(
-            f"budget.total={total} is too small for {trials} trials of {units.compute(allowance)} "
-            f"(budget.per_trial={per_trial}) and {share:.0%} contingency. Smallest that works: "
-            f"budget.total={_ceil(_with_contingency(trials * allowance, share))}; or "
-            f"budget.per_trial={(bound - contingency) // trials * units.MFLOP} for this total."
-        )
-    caps = {"search": searched * allowance, "confirm": confirmed * allowance, "contingency": contingency}
-    return allowance, bound, caps
-
-
-def _with_contingency(mflop: int, share: float) -> int:
-    """Smallest total of which `mflop` is left when `share` is set aside."""
-    total = math.ceil(mflop / (1 - share))
-    while total - math.floor(total * share) < mflop:
-        total += 1
-    return total
-
-
-def _ceil(mflop: int) -> str:
-    """An amount as a value that can be pasted into an override."""
-    return f"{mflop * units.MFLOP} ({units.compute(mflop)})"
-
-
 def _arms(
     run: schema.Run,
     variants: dict[str, tuple[schema.Run, Variant]],
@@ -209,6 +155,8 @@ def _arms(
     updates: dict[str, int],
     step_flops: dict[str, int],
     steps: dict[str, int],
+    resolved: dict[str, matching.Resolved],
+    seconds: dict[str, float],
 ) -> list[ArmPlan]:
     seq_len = run.trainer.seq_len
     per_step = seq_len * run.trainer.batch_size
@@ -222,9 +170,12 @@ def _arms(
             "params": cost.params,
             "active_params": cost.active_params,
             "kv_bytes": cost.kv_bytes,
+            **({"wall_clock": steps[name] * seconds[name]} if seconds else {}),
         }
 
     reference = currencies(base)
+    # equal up to less than one step; sizes are equal up to a tolerance, and what is left of it is shown
+    exact = run.budget.match if run.budget.match not in matching.KEYS else None
     arms = []
     for name, (applied, variant) in variants.items():
         cost, own = costs[name], currencies(name)
@@ -244,18 +195,12 @@ def _arms(
                 steps=steps[name],
                 tokens=steps[name] * per_step,
                 mismatch={
-                    key: own[key] / reference[key] - 1
-                    for key in own
-                    if reference[key] and key != _match_key(run)
+                    key: own[key] / reference[key] - 1 for key in own if reference[key] and key != exact
                 },
+                resolved=resolved.get(name, {}),
             )
         )
     return sorted(arms, key=lambda arm: not arm.is_baseline)
-
-
-def _match_key(run: schema.Run) -> str:
-    """The currency that the budget makes equal, up to less than one step."""
-    return run.budget.match
 
 
 def _vocab_size(run: schema.Run) -> int:
@@ -378,6 +323,7 @@ def _fingerprint(
         },
         "allowance": allowance,
         "caps": caps,
+        "equal": run.budget.match,
         "data": data_fingerprint,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

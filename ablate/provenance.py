@@ -27,7 +27,7 @@ def collect(code: Path | None = None) -> dict[str, str]:
     Args:
         code: folder of the code that runs, this package by default; its git commit is recorded.
     """
-    facts = {"python": platform.python_version(), **_versions(), **_machine()}
+    facts = {"python": platform.python_version(), **_versions(), **machine()}
     return facts | _git(code or Path(__file__).parent)
 
 
@@ -41,7 +41,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """The hardware and the system that a result comes from."""
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     return {

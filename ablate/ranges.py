@@ -68,6 +68,7 @@ BOUNDS: dict[str, Bound] = {
     "data.val_tokens": _COUNT,
     "data.max_bytes": _SIZE,
     "budget.contingency": _SHARE,
+    "budget.tolerance": _SHARE,
     "optimizer.lr": _POSITIVE,
     "optimizer.grad_clip": _SIZE,
     "optimizer.warmup": _SHARE,
@@ -106,7 +107,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "search",
     ),
     "sweep.search.sampler": ("tpe", "gp", "nsga2", "cmaes", "qmc", "brute_force", "random"),
-    "budget.match": ("flops", "tokens"),
+    "budget.match": ("flops", "tokens", "params", "active_params", "kv_bytes", "wall_clock"),
     "trainer.keep_weights": ("none", "search", "confirm", "all"),
     "trainer.precision": ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
 }

@@ -24,8 +24,9 @@ class ArmPlan:
         step_mflop: charge of one optimizer step, rounded up; with `optimizer_flops` where arms differ in
             their optimizer.
         tokens: training tokens of one trial.
-        mismatch: relative difference to the baseline of what the budget does not match, by currency
-            (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`).
+        mismatch: relative difference to the baseline of what the budget does not make equal to the step, by
+            currency (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`; `wall_clock` where speeds are measured).
+        resolved: sizes that the budget's currency changed, by key of `model`: before, and as they are.
     """
 
     name: str
@@ -42,6 +43,24 @@ class ArmPlan:
     tokens: int
     mismatch: dict[str, float]
     optimizer_flops: int = 0
+    resolved: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How long a training step of an arm takes on this machine.
+
+    Attributes:
+        key: of the measurement, by machine, library and arm.
+        mflop: charge of measuring it.
+        measured: whether it has been; else it is a guess.
+    """
+
+    arm: str
+    key: str
+    step_seconds: float
+    mflop: int
+    measured: bool
 
 
 def optimizers_differ(runs: Iterable[Run]) -> bool:
@@ -59,7 +78,8 @@ class Plan:
     Attributes:
         study: name of the study, `<sweep>-<first 8 of fingerprint>`.
         fingerprint: hash of everything that decides the numbers.
-        caps: MFLOP per ledger phase (`search`, `confirm`, `contingency`).
+        caps: MFLOP per ledger phase (`calibrate` where speeds matter, `search`, `confirm`, `contingency`).
+        speeds: of every arm, where the budget is a time or time is what arms have equal; else empty.
         lr_grid: learning rates of the first search round.
         search_seed, confirm_seeds: disjoint, so that selection and estimation never share a run.
         detectable_effect: nats that the confirm design finds with 80 % power, under `noise_sd`.
@@ -89,6 +109,7 @@ class Plan:
     estimated_seconds: float | None
     warnings: tuple[str, ...] = ()
     expected_mflop: dict[str, int] = field(default_factory=dict)
+    speeds: tuple[Speed, ...] = ()
     finalists: dict[str, int] | None = None
 
     @property

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ablate import matching
 from ablate.jsonable import jsonable
 from ablate.records import Plan, StudyView
 from ablate.schema import Sweep
@@ -28,6 +29,7 @@ def registered(plan: Plan) -> dict[str, Any]:
         "arms": {arm.name: arm.variant.fingerprint for arm in plan.arms},
         "contrasts": [f"{arm.name} - {plan.baseline.name}" for arm in plan.arms if not arm.is_baseline],
         "equal": plan.run.budget.match,
+        **({"resolved": resolved} if (resolved := _resolved(plan)) else {}),
         "compute_per_trial_mflop": plan.trial_mflop,
         "margin": sweep.confirm.margin,
         "alpha": sweep.confirm.alpha,
@@ -36,6 +38,11 @@ def registered(plan: Plan) -> dict[str, Any]:
         "stopping_rule": stopping_rule(sweep),
         **({"space": sweep.space, "search": dataclasses.asdict(sweep.search)} if sweep.searches else {}),
     }
+
+
+def _resolved(plan: Plan) -> dict[str, list[str]]:
+    """Sizes that the budget's currency changed, by arm."""
+    return {arm.name: matching.told(arm.resolved) for arm in plan.arms if arm.resolved}
 
 
 def digest(plan: Plan) -> str:
@@ -62,7 +69,7 @@ def _contrasts(plan: Plan) -> set[tuple[str, str]]:
 def changes(old: Plan, new: Plan) -> str:
     """What a second run of a study asks for other than it registered, in words; empty where nothing."""
     was, now = registered(old), registered(new)
-    told = (f"{key} {was[key]!r} is now {now[key]!r}" for key in was if was[key] != now[key])
+    told = (f"{key} {was[key]!r} is now {now.get(key)!r}" for key in was if was[key] != now.get(key))
     return "; ".join(told)
 
 

@@ -106,12 +106,19 @@ class Data:
 
 @dataclass
 class Budget:
-    """Compute. Amounts are FLOPs, as a number or text such as `3e15` or `2 PFLOP`.
+    """Compute. Amounts are FLOPs, as a number or text such as `3e15` or `2 PFLOP`, or times such as `20 min`.
+
+    A time (`20 min`, `2 gpu-hours`, `1 cpu-hour`) becomes FLOPs by the speed of every arm on this machine, which
+    is measured once, charged to phase `calibrate` and kept.
 
     Attributes:
         total: bound of the whole study; null means what the planned trials need plus contingency.
         per_trial: allowance of one trial; null means an equal share of `total`.
-        match: what is equal between arms.
+        match: what is equal between arms. With `params`, `active_params` and `kv_bytes` (of a cache as long as
+            `trainer.seq_len`) sizes of the other arms are re-solved to the baseline's amount, and steps follow
+            from equal FLOPs. With `wall_clock` steps follow from measured speeds.
+        tolerance: share by which an arm may miss the baseline's amount.
+        resolve: keys of `model` that may be re-solved, such as `[moe_intermediate_size, head_dim]`, or `auto`.
         contingency: share of `total` kept for work that faults made necessary twice.
     """
 
@@ -119,6 +126,8 @@ class Budget:
     total: Any = None
     per_trial: Any = None
     match: str = "flops"
+    tolerance: float = 0.01
+    resolve: Any = "auto"
     contingency: float = 0.05
 
 

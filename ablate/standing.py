@@ -145,7 +145,7 @@ def phase(view: StudyView) -> Phase:
 
 def _unspent(view: StudyView) -> int:
     """MFLOP that trials may still cost."""
-    over = ("contingency", "search") if phase(view) == "confirm" else ("contingency",)
+    over = ("calibrate", "contingency", *(("search",) if phase(view) == "confirm" else ()))
     return sum(account.cap - account.spent for account in view.accounts if account.phase not in over)
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ablate import schema
-from ablate.records import ArmPlan, Plan, Point, TrialResult, TrialSpec
+from ablate.records import ArmPlan, Plan, Point, Speed, TrialResult, TrialSpec
 from ablate.variant import Variant
 
 _ARM_NUMBERS = (
@@ -23,7 +23,7 @@ _ARM_NUMBERS = (
     "mismatch",
     "optimizer_flops",
 )
-_PLAN_PARTS = ("run", "arms", "lr_grid", "confirm_seeds", "warnings")
+_PLAN_PARTS = ("run", "arms", "lr_grid", "confirm_seeds", "warnings", "speeds")
 
 
 def plan_to_text(plan: Plan) -> str:
@@ -33,6 +33,7 @@ def plan_to_text(plan: Plan) -> str:
         values
         | {name: list(getattr(plan, name)) for name in ("lr_grid", "confirm_seeds", "warnings")}
         | {"run": schema.to_dict(plan.run), "arms": [_arm_to_dict(arm) for arm in plan.arms]}
+        | {"speeds": [dataclasses.asdict(speed) for speed in plan.speeds]}
     )
 
 
@@ -42,18 +43,23 @@ def plan_from_text(text: str) -> Plan:
     values = json.loads(text)
     tuples = {name: tuple(values[name]) for name in ("lr_grid", "confirm_seeds", "warnings")}
     arms = tuple(_arm_from_dict(arm) for arm in values["arms"])
+    tuples["speeds"] = tuple(Speed(**speed) for speed in values.get("speeds", ()))
     return Plan(**{**values, **tuples, "run": schema.from_dict(values["run"]), "arms": arms})
 
 
 def _arm_to_dict(arm: ArmPlan) -> dict[str, Any]:
     numbers = {name: getattr(arm, name) for name in _ARM_NUMBERS}
+    numbers["resolved"] = arm.resolved
     return numbers | {"run": schema.to_dict(arm.run), "vocab_size": arm.variant.dims.vocab_size}
 
 
 def _arm_from_dict(values: dict[str, Any]) -> ArmPlan:
     run = schema.from_dict(values["run"])
     variant = Variant.from_run(run, vocab_size=values["vocab_size"])
-    return ArmPlan(**{name: values[name] for name in _ARM_NUMBERS}, run=run, variant=variant)
+    resolved = {key: (before, after) for key, (before, after) in values.get("resolved", {}).items()}
+    return ArmPlan(
+        **{name: values[name] for name in _ARM_NUMBERS}, run=run, variant=variant, resolved=resolved
+    )
 
 
 def spec_to_text(spec: TrialSpec) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import select, update
 
-from ablate import db, ledger, provenance, reading, registration, stored
+from ablate import calibrations, db, ledger, provenance, reading, registration, stored
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.records import Plan, StudyView
@@ -42,6 +42,7 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
                 )
             )
             ledger.open_accounts(connection, plan.study, plan.caps, plan.total_mflop)
+            calibrations.charge(connection, plan)
             db.note(connection, plan.study, "created", f"study {plan.study} created")
             return plan.study, True
         if found.fingerprint != plan.fingerprint:

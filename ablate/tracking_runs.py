@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ablate import schema
+from ablate import matching, schema
 from ablate.records import ArmPlan, Plan, StudyView, TrialRow
 
 CURVE_POINTS = 100
@@ -175,6 +175,7 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
     values: dict[str, float | None] = {}
     tags = {"ablate.kind": "arm", "ablate.study": view.name, "ablate.arm": arm.name, **_source_tags(view)}
     tags["ablate.baseline"] = str(arm.is_baseline).lower()
+    tags["ablate.resolved"] = ", ".join(matching.told(arm.resolved))
     resting = view.state in RESTING
     verdict = next((v for v in view.verdicts if v.arm == arm.name), None)
     if resting:
@@ -218,6 +219,7 @@ def _study(view: StudyView) -> RunContent:
         "plan/detectable_effect": plan.detectable_effect,
         "plan/noise_sd": plan.noise_sd,
     }
+    planned |= {f"plan/step_seconds/{speed.arm}": speed.step_seconds for speed in plan.speeds}
     ledger: dict[str, float | None] = {}
     for account in view.accounts if view.state in RESTING else ():
         for amount in ("cap", "spent", "waste"):
@@ -243,6 +245,7 @@ def _study(view: StudyView) -> RunContent:
         params={
             "sweep": _text(plan.run.sweep.name),
             "baseline": _text(plan.baseline.name),
+            "equal": plan.run.budget.match,
             "arms": str(len(plan.arms)),
         },
         metrics=(*_at_zero(planned, _milliseconds(view.created_at)), *_at_zero(ledger, ended)),

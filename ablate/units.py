@@ -5,6 +5,7 @@ The ledger counts integer MFLOP (1 MFLOP = 10^6 FLOP).
 
 import math
 import re
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -12,11 +13,32 @@ from ablate.errors import BadInputError
 
 MFLOP = 10**6
 
+_SECONDS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "day": 86400}
+_TIME = re.compile(rf"([\d._]+)\s*(?:(gpu|cpu)[\s-]*)?({'|'.join(_SECONDS)})s?", re.IGNORECASE)
 _PREFIXES = {"": 0, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18, "Z": 21}
 _AMOUNT = re.compile(r"([-+]?[\d._]+(?:e[-+]?\d+)?)\s*(?:([kmgtpez]?)flops?)?", re.IGNORECASE)
 _ALLOWED = (
-    "a number of FLOPs such as 3e15, or text with a unit such as '500 GFLOP' or '2 PFLOP' (K M G T P E Z)"
+    "a number of FLOPs such as 3e15, text with a unit such as '500 GFLOP' or '2 PFLOP' (K M G T P E Z), or a time "
+    "such as '20 min', '2 gpu-hours' or '1 cpu-hour'"
 )
+
+
+@dataclass(frozen=True)
+class Time:
+    """An amount of time: of the clock on the wall, or of one `gpu` or `cpu`."""
+
+    seconds: float
+    device: str
+
+
+def time(value: Any) -> Time | None:
+    """A time such as `20 min`, `2 h`, `2 gpu-hours` or `90 cpu-min`; None where the value is none."""
+    match = _TIME.fullmatch(str(value).strip())
+    try:
+        seconds = float(match[1]) * _SECONDS[match[3].lower().removesuffix("s") or "s"] if match else 0.0
+    except ValueError:
+        return None
+    return Time(seconds, (match[2] or "").lower()) if match and seconds > 0 else None
 
 
 def mflop(value: Any, key: str) -> int:
@@ -26,8 +48,6 @@ def mflop(value: Any, key: str) -> int:
         BadInputError: not an amount, not positive, below one MFLOP, or a unit that is not FLOPs.
     """
     text = str(value).strip()
-    if re.search(r"[\d\s-](s|sec|seconds?|m|min|minutes?|h|hours?)$", text, re.IGNORECASE):
-        raise BadInputError(f"{key}={text}: amounts of time are not supported yet. Allowed: {_ALLOWED}.")
     match = _AMOUNT.fullmatch(text)
     if isinstance(value, bool) or match is None:
         raise BadInputError(f"{key}={text} is not an amount of compute. Allowed: {_ALLOWED}.")

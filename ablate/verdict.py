@@ -13,6 +13,16 @@ from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, Ve
 
 CONFIDENCE = 0.95
 
+_EQUAL = {
+    "flops": "FLOPs",
+    "tokens": "tokens",
+    "params": "params and FLOPs",
+    "active_params": "active params and FLOPs",
+    "kv_bytes": "KV bytes and FLOPs",
+    "wall_clock": "wall time",
+}
+"""What `budget.match` makes equal, in a sentence's words."""
+
 _ESTABLISHED = 5
 """Pairs from which a difference of tuned arms is established (level L2)."""
 
@@ -202,7 +212,7 @@ def _sentence(
     raised: Sequence[Caveat],
 ) -> str:
     c = e.contrast
-    equal = {"flops": "FLOPs"}.get(e.plan.run.budget.match, e.plan.run.budget.match)
+    equal = _EQUAL[e.plan.run.budget.match]
     names = f"{e.arm.name} vs {e.baseline.name}"
     if c.n == 1:
         head = f"{names}: {c.delta:+.3f} nats at equal {equal} (n=1 paired seed)"

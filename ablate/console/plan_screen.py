@@ -7,15 +7,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, effects, units
+from ablate import designs, effects, matching, units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan, optimizers_differ
+from ablate.throughput import TIMED, WARM
 
 if TYPE_CHECKING:
     from ablate.detection import Detection
-
-EQUAL = {"flops": "training FLOPs", "tokens": "training tokens"}
-"""What `budget.match` makes equal, in words."""
 
 
 def plan(plan: Plan, wanted: "Detection | None" = None) -> None:
@@ -41,7 +39,7 @@ def plan(plan: Plan, wanted: "Detection | None" = None) -> None:
 
 
 def differs(plan: Plan, arm: ArmPlan) -> str:
-    """What makes an arm: its schedule where schedules differ, and its overrides beside that."""
+    """What makes an arm: its schedule where schedules differ, its overrides beside that, what was re-solved."""
     schedules = {other.variant.schedule for other in plan.arms}
     overrides = dict(plan.run.sweep.arms.get(arm.name) or {})
     told = []
@@ -49,6 +47,7 @@ def differs(plan: Plan, arm: ArmPlan) -> str:
         overrides.pop("model.compress_ratios", None)
         told.append(arm.variant.schedule)
     told += [f"{key}={_value(value)}" for key, value in overrides.items()]
+    told += matching.told(arm.resolved)
     return parts.words(", ".join(told)) or "as configured"
 
 
@@ -103,12 +102,22 @@ def _equality(plan: Plan) -> Text:
     match = plan.run.budget.match
     tokens = {arm.tokens for arm in plan.arms}
     shortfall = max(1 - arm.steps * arm.step_mflop / plan.trial_mflop for arm in plan.arms)
-    text = Text("Equal between arms: ").append(EQUAL.get(match, match), style="bold")
-    if match == "tokens" and len(tokens) == 1:
+    text = Text("Equal between arms: ").append(matching.WORDS[match], style="bold")
+    if match == "wall_clock":
+        seconds = max(speed.step_seconds * plan.arm(speed.arm).steps for speed in plan.speeds)
+        text.append(f", {units.duration(seconds)} per trial.")
+    elif match == "tokens" and len(tokens) == 1:
         text.append(f", {units.count(tokens.pop())} per trial.")
     else:
         text.append(f", {units.compute(plan.trial_mflop)} per trial")
         text.append(f" (whole steps: up to {shortfall:.1%} less)." if shortfall > 0 else ".")
+    if match in matching.KEYS:
+        off = max((abs(arm.mismatch.get(match, 0.0)) for arm in plan.arms), default=0.0)
+        changed = sum(bool(arm.resolved) for arm in plan.arms)
+        text.append(f" Their {matching.WORDS[match].partition(',')[0]} are up to {off:.2%} apart (allowed: ")
+        text.append(
+            f"{plan.run.budget.tolerance:.3g}), for which {changed} of {len(plan.arms)} arms changed size."
+        )
     return text.append(" Below a figure: its difference to the baseline.", style="dim")
 
 
@@ -136,6 +145,7 @@ def _budget(plan: Plan) -> Table:
         "search": (spread, arms * (points + extensions) + proposed),
         "confirm": (f"{arms} arms × {_confirmed(plan)}", arms * seeds),
         "contingency": ("work done again after a crash; never an arm's", None),
+        "calibrate": (f"{WARM + TIMED} steps of each arm, measured once per machine", None),
     }
     table = parts.table("phase", ("trials", "right"), ("at most", "right"), "for")
     for phase, cap in plan.caps.items():
@@ -185,6 +195,28 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         ),
         ("workers", f"{plan.workers} on {trainer.device}"),
         ("time", time),
+        *_speed(plan),
+    ]
+
+
+def _speed(plan: Plan) -> list[tuple[str, str]]:
+    """What a budget in time rests on."""
+    if not plan.speeds:
+        return []
+    budget = plan.run.budget
+    asked = [f"{key} {value}" for key in ("total", "per_trial") if units.time(value := getattr(budget, key))]
+    steps = ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in plan.speeds)
+    waiting = [speed for speed in plan.speeds if not speed.measured]
+    known = "measured on this machine, charged once"
+    if waiting:
+        cost = units.compute(sum(speed.mflop for speed in waiting))
+        known = (
+            f"a guess for {len(waiting)} of {len(plan.speeds)} arms: ablate run first trains each of them "
+            f"{WARM + TIMED} steps ({cost}), and steps and amounts above follow from that"
+        )
+    return [
+        *([("budget in time", parts.words("; ".join(asked)))] if asked else []),
+        ("time of a step", parts.words(f"{steps}; {known}")),
     ]
 
 

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
+from ablate import matching
 from ablate.records import StudyView, TrialRow
 from ablate.report import formats
 from ablate.report.arms import Arm, confirmed, final_loss, mean, printable
@@ -19,16 +20,6 @@ KINDS = {
     "": "no verdict yet",
 }
 """Verdict kinds as a badge says them."""
-
-MATCHED = {
-    "flops": "training FLOPs",
-    "tokens": "tokens",
-    "params": "parameters",
-    "active_params": "active parameters",
-    "wall_clock": "time",
-    "kv_bytes": "KV bytes",
-}
-"""What `budget.match` makes equal."""
 
 
 def contrasts(view: StudyView, arms: dict[str, Arm]) -> Table:
@@ -84,7 +75,7 @@ def contrasts(view: StudyView, arms: dict[str, Arm]) -> Table:
     rows.sort(
         key=lambda row: (row["verdict"] != "baseline", math.inf if row["delta"] is None else row["delta"])
     )
-    caption = f"Differences to {arms[base.name].label} at equal {MATCHED[view.plan.run.budget.match]}"
+    caption = f"Differences to {arms[base.name].label} at equal {matching.WORDS[view.plan.run.budget.match]}"
     return Table(caption, tuple(_contrast_columns(arms)), tuple(rows))
 
 
@@ -116,12 +107,18 @@ def _contrast_columns(arms: dict[str, Arm]) -> list[Column]:
 def mismatches(view: StudyView, arms: dict[str, Arm]) -> Table:
     """What the budget does not make equal, relative to the baseline."""
     currencies = sorted({currency for arm in view.plan.arms for currency in arm.mismatch})
+    solved = any(arm.resolved for arm in view.plan.arms)
     rows = [
-        [arms[arm.name].label, *(formats.change(arm.mismatch.get(currency)) for currency in currencies)]
+        [
+            arms[arm.name].label,
+            *(formats.change(arm.mismatch.get(currency)) for currency in currencies),
+            *([", ".join(matching.told(arm.resolved)) or "nothing"] if solved else []),
+        ]
         for arm in view.plan.arms
         if not arm.is_baseline
     ]
-    return plain("What is not equal, relative to the baseline", ["Arm", *currencies], rows)
+    header = ["Arm", *currencies, *(["Re-solved"] if solved else [])]
+    return plain("What is not equal, relative to the baseline", header, rows)
 
 
 def trials(view: StudyView, arms: dict[str, Arm]) -> Table:

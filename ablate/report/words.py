@@ -4,12 +4,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ablate import matching, units
 from ablate import registration as fixed
-from ablate import units
-from ablate.records import StudyView, Verdict
+from ablate.records import Plan, StudyView, Verdict
 from ablate.report import formats
 from ablate.report.arms import Arm, confirmed
-from ablate.report.contents import MATCHED
 
 LEVELS = {
     "L0": "smoke: too few seeds to conclude anything",
@@ -130,7 +129,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
             "Contrasts",
             f"{formats.listing(others, 60)}, each against {base}; {len(others)} in the Holm family",
         ),
-        ("Equal between arms", MATCHED[plan.run.budget.match]),
+        ("Equal between arms", matching.WORDS[plan.run.budget.match]),
         ("Margin of equivalence", f"{confirm.margin:g} nats"),
         ("Family-wise error rate", f"{confirm.alpha:g}"),
         ("Seeds per arm", f"at most {confirm.seeds}" if confirm.looks else str(confirm.seeds)),
@@ -138,6 +137,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
         ("Learning rates", ", ".join(f"{rate:.4g}" for rate in plan.lr_grid)),
         ("Compute per trial", units.compute(plan.trial_mflop)),
         ("Compute in all", units.compute(plan.total_mflop)),
+        *_asked(plan),
         (
             "Detectable effect",
             f"{plan.detectable_effect:.4f} nats with 80 % power, if paired differences scatter by "
@@ -147,6 +147,18 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
         ("Fingerprint of the plan", plan.fingerprint),
         ("Hash of the registration", fixed.digest(plan)),
     ]
+
+
+def _asked(plan: Plan) -> list[tuple[str, str]]:
+    """A budget that was given in time, and what it was turned into FLOPs by."""
+    if not plan.speeds:
+        return []
+    budget = plan.run.budget
+    times = [
+        f"budget.{key}={value}" for key in ("total", "per_trial") if units.time(value := getattr(budget, key))
+    ]
+    steps = ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in plan.speeds)
+    return [*([("Asked for as time", ", ".join(times))] if times else []), ("Measured time of a step", steps)]
 
 
 def origins(view: StudyView) -> list[tuple[str, str]]:

@@ -98,6 +98,17 @@ def test_budget_mismatch_in_tokens() -> None:
     assert blockers(judged(plan, edit(rows, confirm("csa", 0), tokens=STEPS * 520))) == {"BUDGET_MISMATCH"}
 
 
+@pytest.mark.parametrize(("factor", "raised"), [(1.0, False), (1.005, False), (1.05, True), (0.9, True)])
+def test_time_that_is_not_as_equal_as_measured_is_said(factor: float, raised: bool) -> None:
+    plan, rows = healthy()
+    run = dataclasses.replace(plan.run, budget=dataclasses.replace(plan.run.budget, match="wall_clock"))
+    plan = dataclasses.replace(plan, run=run)
+    rows = edit(edit(rows, confirm("dense"), seconds=20.0), confirm("csa"), seconds=20.0 * factor)
+    found = judged(plan, edit(rows, confirm("csa"), useful_mflop=5))
+    assert ids(found) == ({"BUDGET_MISMATCH"} if raised else set())
+    assert not blockers(found)
+
+
 @pytest.mark.parametrize(
     ("steps", "raised", "kind"), [(999, True, "helps"), (299, True, "inconclusive"), (1000, False, "helps")]
 )

@@ -132,7 +132,7 @@ BAD = [
         ["data.source=y", "arm 'x'", "cannot differ between arms"],
     ),
     (["sweep=smoke", "sweep.arms.x=5"], ["sweep.arms.x=5", "mapping"]),
-    (["sweep=smoke", "budget.match=kv_bytes"], ["budget.match=kv_bytes", "flops, tokens"]),
+    (["sweep=smoke", "budget.match=memory"], ["budget.match=memory", "flops, tokens", "kv_bytes"]),
     (["sweep=smoke", "trainer.device=gpu"], ["trainer.device=gpu", "cuda"]),
     (["sweep=smoke", "plugins=[no_such_package]"], ["plugins", "no_such_package"]),
     (["sweep=smoke", "model.hidden_size"], ["model.hidden_size", "not an override"]),

@@ -15,8 +15,8 @@ from small_studies import check, finish
 from ablate import (
     config,
     db,
+    division,
     open_search,
-    planning,
     proposals,
     reading,
     registration,
@@ -318,6 +318,6 @@ def test_the_plan_says_what_a_search_will_cost(home):
     fewer = searches.plan(home, "sweep.search.trials=11", "sweep.search.finalists=1")
     assert fewer.detectable_effect < plan.detectable_effect, "Holm counts the finalists to come"
     assert not home.root.exists() or not home.database.exists()
-    assert planning.divide(plan.run, 1)[2] == plan.caps
+    assert division.divide(plan.run, 1)[2] == plan.caps
     with db.connect(home).begin():
         pass

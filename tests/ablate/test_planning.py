@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablate import config, planning, stored, trials, units
+from ablate import config, division, planning, stored, trials, units
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import Plan
@@ -93,7 +93,7 @@ def test_a_total_is_divided_without_overspending(
         ["sweep=smoke", "budget.per_trial=null", f"budget.total={total}", f"budget.contingency={share}"]
     )
     try:
-        allowance, bound, caps = planning.divide(run, dearest_step=100)
+        allowance, bound, caps = division.divide(run, dearest_step=100)
     except BadInputError:
         return
     assert bound == total // units.MFLOP
@@ -139,7 +139,6 @@ def test_short_trials_are_warned_about(tmp_path: Path) -> None:
         (["model.vocab_size=100"], ["model.vocab_size=100", "2048"]),
         (["trainer.device=cuda:99"], ["trainer.device=cuda:99", "cpu"]),
         (["budget.per_trial=null"], ["budget.per_trial", "budget.total"]),
-        (["budget.per_trial=20 gpu-min"], ["20 gpu-min", "time"]),
         (["data=text", "data.files=[/no/such/file.txt]"], ["/no/such/file.txt"]),
         (["data.tokenizer=/no/such/folder"], ["data.tokenizer", "/no/such/folder"]),
     ],

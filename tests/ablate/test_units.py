@@ -35,10 +35,27 @@ def test_refused_amounts_name_key_value_and_what_is_allowed(text: object) -> Non
     assert str(text) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["20 gpu-min", "3 h", "45 s", "10min", "2 hours"])
-def test_time_is_refused_as_time(text: str) -> None:
-    with pytest.raises(BadInputError, match="time"):
-        units.mflop(text, "budget.total")
+@pytest.mark.parametrize(
+    ("text", "seconds", "device"),
+    [
+        ("20 gpu-min", 1200, "gpu"),
+        ("3 h", 10800, ""),
+        ("45 s", 45, ""),
+        ("10min", 600, ""),
+        ("2 hours", 7200, ""),
+        ("1 CPU-hour", 3600, "cpu"),
+        ("1.5 gpu days", 129600, "gpu"),
+    ],
+)
+def test_times(text: str, seconds: float, device: str) -> None:
+    assert units.time(text) == units.Time(seconds, device)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3e15", "2 PFLOP", "5 m", "-3 s", "0 s", "3", "h", "1.2.3 s", None, "3 tpu-hours"]
+)
+def test_what_is_no_time(text: object) -> None:
+    assert units.time(text) is None
 
 
 @given(st.integers(1, 10**18))

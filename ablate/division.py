@@ -1,0 +1,69 @@
+"""How a budget is divided: the allowance of a trial, and caps per phase that sum to the total exactly."""
+
+import math
+
+from ablate import schema, units
+from ablate.errors import BadInputError
+
+SHORT_RUN = 300
+"""Optimizer steps below which a trial carries no verdict (methodology §A5)."""
+
+
+def divide(run: schema.Run, dearest_step: int, calibration: int = 0) -> tuple[int, int, dict[str, int]]:
+    """Allowance per trial, total, and caps per phase, all in MFLOP; `calibration` is what measuring costs."""
+    search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
+    arms = run.sweep.contrasts + 1
+    searched = arms * (search.points + search.extensions) + (search.trials if run.sweep.searches else 0)
+    confirmed = arms * confirm.seeds
+    trials = searched + confirmed
+    per_trial, total = run.budget.per_trial, run.budget.total
+    if per_trial is None and total is None:
+        raise BadInputError(
+            "budget.per_trial and budget.total are both null. Give one, such as budget.total=5e13."
+        )
+    if per_trial is None:
+        bound = units.mflop(total, "budget.total")
+        allowance = (bound - math.floor(bound * share) - calibration) // trials
+    else:
+        allowance = units.mflop(per_trial, "budget.per_trial")
+        bound = (
+            units.mflop(total, "budget.total")
+            if total is not None
+            else with_contingency(trials * allowance + calibration, share)
+        )
+    if allowance < dearest_step:
+        key, given, times = ("per_trial", per_trial, 1) if per_trial is not None else ("total", total, trials)
+        smallest, useful = times * dearest_step, times * dearest_step * SHORT_RUN
+        if key == "total":
+            smallest = with_contingency(smallest + calibration, share)
+            useful = with_contingency(useful + calibration, share)
+        raise BadInputError(
+            f"budget.{key}={given} is too small: a trial is allowed {units.compute(allowance)}, but "
+            f"one optimizer step of the costliest arm takes {units.compute(dearest_step)}. "
+            f"Smallest that works: {_ceil(smallest)}; "
+            f"smallest that allows a verdict ({SHORT_RUN} steps): {_ceil(useful)}."
+        )
+    planned = trials * allowance + calibration
+    contingency = math.floor(bound * share) if total is not None else bound - planned
+    if planned + contingency > bound:
+        raise BadInputError(
+            f"budget.total={total} is too small for {trials} trials of {units.compute(allowance)} "
+            f"(budget.per_trial={per_trial}) and {share:.0%} contingency. Smallest that works: "
+            f"budget.total={_ceil(with_contingency(planned, share))}; or "
+            f"budget.per_trial={(bound - contingency - calibration) // trials * units.MFLOP} for this total."
+        )
+    caps = {"search": searched * allowance, "confirm": confirmed * allowance, "contingency": contingency}
+    return allowance, bound, {**({"calibrate": calibration} if calibration else {}), **caps}
+
+
+def with_contingency(mflop: int, share: float) -> int:
+    """Smallest total of which `mflop` is left when `share` is set aside."""
+    total = math.ceil(mflop / (1 - share))
+    while total - math.floor(total * share) < mflop:
+        total += 1
+    return total
+
+
+def _ceil(mflop: int) -> str:
+    """An amount as a value that can be pasted into an override."""
+    return f"{mflop * units.MFLOP} ({units.compute(mflop)})"
