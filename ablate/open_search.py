@@ -113,7 +113,11 @@ def price(plan: Plan, name: str, overrides: dict[str, Any], charged: bool) -> Ar
     own: dict[str, float] = {"tokens": tokens, "params": cost.params, "active_params": cost.active_params}
     own["kv_bytes"] = cost.kv_bytes / seq_len
     base = plan.baseline
-    reference: dict[str, float] = {"tokens": base.tokens, "params": base.params, "active_params": base.active_params}
+    reference: dict[str, float] = {
+        "tokens": base.tokens,
+        "params": base.params,
+        "active_params": base.active_params,
+    }
     reference["kv_bytes"] = base.kv_bytes_per_token
     return ArmPlan(
         name=name,

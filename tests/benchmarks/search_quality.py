@@ -122,9 +122,13 @@ def compare(problem: Problem, seeds: int, samplers: tuple[str, ...] = ("tpe", "r
         "budget": problem.budget,
         "seeds": seeds,
         "beats_random": {f"{share:.0%}": beats(first[:, i], second[:, i]) for share, i in at.items()},
-        "mean": {name: curve.mean(0).tolist() for name, curve in curves.items()},
-        "sem": {name: (curve.std(0, ddof=1) / seeds**0.5).tolist() for name, curve in curves.items()},
+        "mean": {name: _rounded(curve.mean(0)) for name, curve in curves.items()},
+        "sem": {name: _rounded(curve.std(0, ddof=1) / seeds**0.5) for name, curve in curves.items()},
     }
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
@@ -160,14 +164,14 @@ def main() -> None:
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     problems = [*([own_table()] if OWN.exists() else []), *public_tables()]
-    results = []
+    given.out.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
     for problem in (problem for problem in problems if given.only in problem.name):
         results.append(compare(problem, given.seeds))
         chance = ", ".join(f"{p:.2f} at {share}" for share, p in results[-1]["beats_random"].items())
         print(f"{problem.name}: tpe below random {chance}", flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "search_quality.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, given.out / "search_quality")
+        (given.out / "search_quality.json").write_text(json.dumps(results) + "\n")
+        draw(results, given.out / "search_quality")
 
 
 if __name__ == "__main__":
