@@ -14,7 +14,6 @@ from small_studies import check, finish
 
 from ablate import (
     config,
-    db,
     open_search,
     planning,
     proposals,
@@ -27,7 +26,9 @@ from ablate import (
 )
 from ablate.errors import BadInputError
 from ablate.home import Home
+from ablate.parameters import Parameter
 from ablate.samplers import Heard, Proposer
+from ablate.schedule_space import KEY
 from ablate.scheduler import Scheduler
 from ablate.worker import Worker
 
@@ -295,6 +296,27 @@ def test_every_sampler_proposes_points_of_the_space_and_repeats_itself(name):
     assert len({json.dumps(draw.params) for draw in first}) > 5
 
 
+def test_what_is_infeasible_is_proposed_less_and_less() -> None:
+    """Told as pruned with its violation, though it was never trained."""
+    choices = {f"x{i}": tuple(range(4)) for i in range(4)}
+    found = space.Space({}, {}, tuple(Parameter(k, choices=v) for k, v in choices.items()), None, {KEY: ""})
+    settings = dataclasses.replace(config.load(list(searches.SMALL)).sweep.search, trials=60)
+
+    def infeasible(sampler: str, seed: int) -> int:
+        proposer = Proposer(optuna.storages.InMemoryStorage(), "s", found, settings, f"{seed}")
+        late = 0
+        for number in range(60):
+            asked, draw = proposer.ask(number, sampler)
+            over = draw.params["x0"] / 1.5 - 1  # half of all points lie beyond
+            values = () if over > 0 else (float(draw.params["x1"]),)
+            proposer.tell(Heard(asked, values, {"cost": over}))
+            late += number >= 30 and over > 0
+        return late
+
+    by_chance = sum(infeasible("random", seed) for seed in range(4))
+    assert sum(infeasible("tpe", seed) for seed in range(4)) < 0.6 * by_chance
+
+
 def test_who_proposes() -> None:
     settings = dataclasses.replace(config.load(list(searches.SMALL)).sweep.search, control=0.1)
     by = [samplers.proposer_of(settings, number, 0) for number in range(1000)]
@@ -314,5 +336,3 @@ def test_the_plan_says_what_a_search_will_cost(home):
     assert fewer.detectable_effect < plan.detectable_effect, "Holm counts the finalists to come"
     assert not home.root.exists() or not home.database.exists()
     assert planning.divide(plan.run, 1)[2] == plan.caps
-    with db.connect(home).begin():
-        pass
