@@ -34,8 +34,9 @@ def detection(plan: Plan, effect: float) -> Detection:
         raise BadInputError(f"--detect {effect:g} is no difference in nats. Allowed: a number above 0.")
     from ablate import stats
 
+    plan = plan.registered
     confirm, most = plan.run.sweep.confirm, int(ranges.BOUNDS["sweep.confirm.replicates"].high)
-    alpha = confirm.alpha / max(1, len(plan.arms) - 1)
+    alpha = confirm.alpha / max(1, plan.planned_arms - 1)
     seeds = stats.seeds_needed(effect / plan.noise_sd, alpha, most=most)
     if seeds is None:
         return Detection(effect=effect, seeds=None, total_mflop=None)

@@ -123,6 +123,11 @@ class Plan:
         return dataclasses.replace(self, run=run, arms=arms, finalists=None)
 
     @property
+    def planned_arms(self) -> int:
+        """Arms that there are or will be, those that an open search is to find among them."""
+        return self.registered.run.sweep.contrasts + 1
+
+    @property
     def baseline(self) -> ArmPlan:
         """The arm that all others are compared with."""
         return next(arm for arm in self.arms if arm.is_baseline)

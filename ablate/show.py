@@ -189,6 +189,8 @@ def _sweep(run: schema.Run) -> Shown:
     for name, overrides in sweep.arms.items():
         changes = ", ".join(f"{key}={value}" for key, value in (overrides or {}).items()) or "nothing"
         table.add_row(name + (" (baseline)" if name == sweep.baseline else ""), escape(changes))
+    for key, drawn_from in sweep.space.items():
+        table.add_row(Text("searched", style="dim"), escape(f"{key} from {drawn_from}"))
     head = Text.from_markup(f"[bold]{escape(sweep.name)}[/]  {escape(sweep.question)}")
     facts = Text(
         f"model {run.model.name}; {sweep.search.points} learning rates and up to "

@@ -304,3 +304,17 @@ def _try(run: schema.Run, space: Space) -> None:
                 Variant.from_run(apply_arm(run, {schedule_space.KEY: f"{token}*"}), vocab_size=1)
             except BadInputError as error:
                 raise BadInputError(f"sweep.space.{schedule_space.KEY}.tokens: {error}") from error
+
+
+def describe(run: schema.Run) -> str:
+    """The space in one sentence."""
+    found = read(run)
+    count = found.size()
+    points = (
+        "without end"
+        if found.ranges()
+        else "more than 100,000 points"
+        if count is None
+        else f"{count:,} points"
+    )
+    return f"{', '.join(run.sweep.space)}; {len(found.names())} parameters, {points}"

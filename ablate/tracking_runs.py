@@ -70,10 +70,10 @@ class RunContent:
 
 def contents(view: StudyView) -> Iterator[RunContent]:
     """All runs of a study's experiment: trials that have started, then arms, then the study."""
-    params = arm_params(view.plan)
+    params = _proposal_params(view) | arm_params(view.plan)
     for row in view.trials:
         if row.attempts or row.started_at or row.result:
-            yield _trial(view, row, params.get(row.spec.arm) or {"arm": _text(row.spec.arm)})
+            yield _trial(view, row, params[row.spec.arm])
     for arm in view.plan.arms:
         yield _arm(view, arm, params[arm.name])
     yield _study(view)
@@ -101,6 +101,18 @@ def arm_params(plan: Plan) -> dict[str, dict[str, str]]:
             "batch_size": str(arm.run.trainer.batch_size),
         }
         for arm in plan.arms
+    }
+
+
+def _proposal_params(view: StudyView) -> dict[str, dict[str, str]]:
+    """What the proposals of an open search set, by the name that their trials have in place of an arm."""
+    return {
+        f"p{proposal.number}": {
+            "arm": f"p{proposal.number}",
+            **{_param_name(key): _text(value) for key, value in proposal.overrides.items()},
+            "compress_ratios": _text(proposal.schedule),
+        }
+        for proposal in (view.search.proposals if view.search else ())
     }
 
 
@@ -246,7 +258,7 @@ def _study(view: StudyView) -> RunContent:
             "sweep": _text(plan.run.sweep.name),
             "baseline": _text(plan.baseline.name),
             "equal": plan.run.budget.match,
-            "arms": str(len(plan.arms)),
+            "arms": str(plan.planned_arms),
         },
         metrics=(*_at_zero(planned, _milliseconds(view.created_at)), *_at_zero(ledger, ended)),
     )

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, effects, matching, units
+from ablate import designs, effects, matching, space, units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.throughput import TIMED, WARM
@@ -132,8 +132,7 @@ def _optimizers(plan: Plan) -> Text:
 
 
 def _budget(plan: Plan) -> Table:
-    sweep = plan.registered.run.sweep
-    arms = sweep.contrasts + 1
+    sweep, arms = plan.run.sweep, plan.planned_arms
     points, extensions, seeds = sweep.search.points, sweep.search.extensions, len(plan.confirm_seeds)
     spread = f"{arms} arms × {points} learning rates"
     if extensions:
@@ -181,6 +180,7 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
     main = effects.detectable(plan.run.sweep, plan.noise_sd)
     return [
         *([("design", parts.words(layout))] if layout else []),
+        *([("space", parts.words(space.describe(plan.run)))] if plan.run.sweep.searches else []),
         ("detectable effect", effect),
         *([("of a factor", f"{main:.4f} nats, as a mean over all arms")] if main is not None else []),
         *([(f"to detect {wanted.effect:g}", _seeds(wanted, len(seeds)))] if wanted else []),

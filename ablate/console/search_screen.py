@@ -7,8 +7,8 @@ from ablate import units
 from ablate.console import parts
 from ablate.searched import Proposal, Searched
 
-_SHOWN = 12
-"""Points of a front that are listed."""
+_SHOWN, _BEST = 12, 5
+"""Points of a front that are listed, and of the best while there are no finalists yet."""
 
 
 def search(console: Console, found: Searched) -> None:
@@ -25,6 +25,12 @@ def search(console: Console, found: Searched) -> None:
         if len(shown) > _SHOWN:
             console.print(Text(f"… {len(shown) - _SHOWN} more of them in the report", style="dim"))
     if not found.finalists:
+        best = sorted((p for p in found.proposals if p.trained), key=lambda p: p.value or 0.0)[:_BEST]
+        if best and len(found.objectives) == 1:
+            console.print(_front(found, best))
+            console.print(
+                Text("the best so far, on the one seed of the search: nothing is confirmed", style="dim")
+            )
         return
     table = parts.table(
         "finalist",

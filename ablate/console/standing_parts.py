@@ -21,7 +21,8 @@ def planned_trials(plan: Plan, phase: str) -> int:
     """Trials of a phase; of the search, at most."""
     search = plan.run.sweep.search
     per_arm = search.points + search.extensions if phase == "search" else len(plan.confirm_seeds)
-    return per_arm * len(plan.arms)
+    proposed = search.trials if plan.run.sweep.searches and phase == "search" else 0
+    return per_arm * plan.planned_arms + proposed
 
 
 def arms_table(

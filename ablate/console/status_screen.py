@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from ablate import standing
-from ablate.console import parts, standing_parts
+from ablate.console import parts, search_screen, standing_parts
 from ablate.records import StudyView
 
 EVENTS = 8
@@ -21,6 +21,8 @@ def status(view: StudyView) -> None:
     console.print(parts.heading("Arms"))
     console.print(standing_parts.arms_table(view, lines, console.width))
     console.print(Text(f"ranked by {basis}", style="dim"))
+    if view.search is not None:
+        search_screen.search(console, view.search)
     if standing.running(view):
         console.print(parts.heading("Under way"))
         console.print(standing_parts.running_rows(view))

@@ -13,7 +13,7 @@ from ablate.errors import BadInputError
 FOLDER = "reproduce"
 """Folder beside the report that holds the sweep file; what `--config-dir` names."""
 
-_WHOLE = ("sweep.arms.", "sweep.factors.")
+_WHOLE = ("sweep.arms.", "sweep.factors.", "sweep.space.")
 """Below these, a value is given as a whole."""
 
 _GROUPS = ("model", "data", "budget", "optimizer", "launcher", "tracking")

@@ -14,7 +14,6 @@ from small_studies import check, finish
 
 from ablate import (
     config,
-    db,
     division,
     open_search,
     proposals,
@@ -27,7 +26,9 @@ from ablate import (
 )
 from ablate.errors import BadInputError
 from ablate.home import Home
+from ablate.parameters import Parameter
 from ablate.samplers import Heard, Proposer
+from ablate.schedule_space import KEY
 from ablate.scheduler import Scheduler
 from ablate.worker import Worker
 
@@ -49,13 +50,13 @@ def history(home, plan) -> optuna.Study:
 
 
 def test_a_search_from_space_to_verdicts(home, tmp_path):
-    plan = searches.plan(home, "sweep.search.trials=6", "sweep.space.model.sliding_window=[8]")
+    plan = searches.plan(home, "sweep.search.trials=5", "sweep.space.model.sliding_window=[8]")
     study.create(plan, home)
     finish(home, plan, searches.train)
     view = reading.read(plan.study, home)
     found = view.search
     new = [p for p in found.proposals if p.state == "complete"]
-    assert len(new) == 6
+    assert len(new) == 5
     assert all(
         p.value == pytest.approx(searches.loss(trial_run(view, p), p.lr, plan.search_seed)) for p in new
     )
@@ -97,7 +98,7 @@ def trial_run(view, proposal):
 
 
 def test_duplicates_cost_nothing_and_are_told_what_is_known(home, monkeypatch):
-    monkeypatch.setattr(proposals, "BARREN", 15)
+    monkeypatch.setattr(proposals, "BARREN", 8)
     plan, view = explore(
         home,
         "sweep.space.model.compress_ratios={tokens: [swa, csa@4], families: [constant, first_k]}",
@@ -123,7 +124,7 @@ def test_duplicates_cost_nothing_and_are_told_what_is_known(home, monkeypatch):
 def test_what_a_constraint_rules_out_is_not_trained_and_told_so(home):
     limit = 40.0
     plan, view = explore(
-        home, f"sweep.search.constraints.kv_bytes_per_token={limit}", "sweep.search.trials=6"
+        home, f"sweep.search.constraints.kv_bytes_per_token={limit}", "sweep.search.trials=3"
     )
     ruled_out = [p for p in view.search.proposals if p.costs["kv_bytes_per_token"] > limit]
     assert ruled_out, "else this shows nothing"
@@ -138,7 +139,8 @@ def test_what_a_constraint_rules_out_is_not_trained_and_told_so(home):
         assert arm.kv_bytes_per_token <= limit
 
 
-def test_models_that_cannot_be_are_recorded_with_the_reason(home):
+def test_models_that_cannot_be_are_recorded_with_the_reason(home, monkeypatch):
+    monkeypatch.setattr(proposals, "BARREN", 5)
     tokens = "sweep.space.model.compress_ratios={tokens: [swa, hca@16, hca@128], families: [constant]}"
     keys = ("~sweep.space.model.index_topk", "~sweep.space.model.sliding_window")
     _plan, view = explore(home, tokens, *keys, "sweep.search.sampler=brute_force")
@@ -167,7 +169,7 @@ def test_the_front_of_many_objectives(home):
     plan, view = explore(
         home,
         "sweep.search.objectives=[loss,kv_bytes_per_token,train_flops_per_token]",
-        "sweep.search.trials=12",
+        "sweep.search.trials=8",
     )
     done = [p for p in view.search.proposals if p.trained]
 
@@ -184,12 +186,6 @@ def test_the_front_of_many_objectives(home):
     optuna_front = {t.user_attrs["proposal"] for t in history(home, plan).best_trials}
     assert set(view.search.front) <= optuna_front, "Optuna was told the same numbers"
     assert set(view.plan.finalists.values()) <= set(view.search.front) or len(view.search.front) < 2
-
-
-def test_the_control_share_is_drawn_at_random(home):
-    _plan, view = explore(home, "sweep.search.control=0.25", "sweep.search.trials=8")
-    by = [p.sampler for p in view.search.proposals[:8]]
-    assert by == ["tpe", "tpe", "tpe", "random"] * 2
 
 
 def test_a_lost_record_is_made_again_and_an_orphan_is_no_proposal(home, monkeypatch):
@@ -216,7 +212,7 @@ def test_a_lost_record_is_made_again_and_an_orphan_is_no_proposal(home, monkeypa
 
 
 def test_a_scheduler_that_did_not_see_the_end_goes_on_from_the_plan_that_did(home):
-    plan = searches.plan(home, "sweep.search.trials=4")
+    plan = searches.plan(home, "sweep.search.trials=4", "sweep.search.finalists=1")
     study.create(plan, home)
     late = Scheduler(home, plan.study)
     worker = Worker(home, plan.study, "w1", searches.train)
@@ -233,12 +229,12 @@ def test_a_scheduler_that_did_not_see_the_end_goes_on_from_the_plan_that_did(hom
     view = reading.read(plan.study, home)
     assert view.state == "done"
     assert len(view.search.proposals) == 4 + view.search.counts.get("duplicate", 0)
-    assert len(view.verdicts) == 2
+    assert len(view.verdicts) == 1
 
 
 def test_a_warm_start_begins_with_what_another_study_found(home):
-    first, before = explore(home, "sweep.search.trials=6")
-    second, view = explore(home, "sweep.search.trials=8", f"sweep.search.warm_start={first.study[:-3]}")
+    first, before = explore(home, "sweep.search.trials=4")
+    second, view = explore(home, "sweep.search.trials=5", f"sweep.search.warm_start={first.study[:-3]}")
     assert second.run.sweep.search.warm_start == first.study
     trials = history(home, second).trials
     earlier = [p for p in before.search.proposals if p.state == "complete"]
@@ -258,7 +254,7 @@ def test_nothing_is_confirmed_where_nothing_trained(home):
         meter.debit(0, 1)
         raise RuntimeError("broken")
 
-    _plan, view = explore(home, "sweep.search.trials=3", train=breaks)
+    _plan, view = explore(home, "sweep.search.trials=2", train=breaks)
     assert view.plan.finalists == {}
     assert view.verdicts == ()
     assert view.search.curve == ()
@@ -272,7 +268,7 @@ def test_every_sampler_proposes_points_of_the_space_and_repeats_itself(name):
         [
             *searches.SMALL,
             f"sweep.search.sampler={name}",
-            "sweep.search.trials=14",
+            "sweep.search.trials=9",
             "sweep.space.optimizer.lr={low: 0.001, high: 0.01, log: true}",
             "sweep.space.residual={choices: [prenorm, mhc], options: declared}",
         ]
@@ -283,7 +279,7 @@ def test_every_sampler_proposes_points_of_the_space_and_repeats_itself(name):
         storage = optuna.storages.InMemoryStorage()
         proposer = Proposer(storage, "s", found, made.sweep.search, "f00d")
         drawn = []
-        for number in range(14):
+        for number in range(9):
             asked, draw = proposer.ask(number, name)
             again, parameters = found.again(draw.params)
             assert again == draw
@@ -298,6 +294,27 @@ def test_every_sampler_proposes_points_of_the_space_and_repeats_itself(name):
     first = propose()
     assert first == propose()
     assert len({json.dumps(draw.params) for draw in first}) > 5
+
+
+def test_what_is_infeasible_is_proposed_less_and_less() -> None:
+    """Told as pruned with its violation, though it was never trained."""
+    choices = {f"x{i}": tuple(range(4)) for i in range(4)}
+    found = space.Space({}, {}, tuple(Parameter(k, choices=v) for k, v in choices.items()), None, {KEY: ""})
+    settings = dataclasses.replace(config.load(list(searches.SMALL)).sweep.search, trials=60)
+
+    def infeasible(sampler: str, seed: int) -> int:
+        proposer = Proposer(optuna.storages.InMemoryStorage(), "s", found, settings, f"{seed}")
+        late = 0
+        for number in range(60):
+            asked, draw = proposer.ask(number, sampler)
+            over = draw.params["x0"] / 1.5 - 1  # half of all points lie beyond
+            values = () if over > 0 else (float(draw.params["x1"]),)
+            proposer.tell(Heard(asked, values, {"cost": over}))
+            late += number >= 30 and over > 0
+        return late
+
+    by_chance = sum(infeasible("random", seed) for seed in range(4))
+    assert sum(infeasible("tpe", seed) for seed in range(4)) < 0.6 * by_chance
 
 
 def test_who_proposes() -> None:
@@ -319,5 +336,3 @@ def test_the_plan_says_what_a_search_will_cost(home):
     assert fewer.detectable_effect < plan.detectable_effect, "Holm counts the finalists to come"
     assert not home.root.exists() or not home.database.exists()
     assert division.divide(plan.run, 1)[2] == plan.caps
-    with db.connect(home).begin():
-        pass
