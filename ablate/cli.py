@@ -13,6 +13,7 @@ from ablate.jsonable import jsonable
 from ablate.options import (
     AsJson,
     ConfigDirs,
+    Force,
     HomeOption,
     Overrides,
     StudyName,
@@ -53,11 +54,11 @@ _state = {"debug": False}
 
 
 @app.command()
-def run(overrides: Overrides = None, config_dir: ConfigDirs = None) -> None:
+def run(overrides: Overrides = None, config_dir: ConfigDirs = None, force: Force = False) -> None:
     """Run a sweep to its verdicts: plan, train, confirm, report. Finished trials are never paid for twice."""
     from ablate import flow
 
-    raise typer.Exit(flow.run(overrides or [], config_dir or []))
+    raise typer.Exit(flow.run(overrides or [], config_dir or [], force))
 
 
 @app.command()
@@ -96,12 +97,19 @@ def plan(
 
 
 @app.command()
-def resume(study: StudyName = None, home: HomeOption = None) -> None:
+def resume(
+    study: StudyName = None,
+    overrides: Overrides = None,
+    home: HomeOption = None,
+    force: Force = False,
+) -> None:
     """Go on with a study that was stopped; the ledger and every checkpoint are where they were."""
     from ablate import flow
 
-    at = home_at(home)
-    raise typer.Exit(flow.resume(find_study(study, at), at))
+    at, changes = home_at(home), overrides or []
+    if study is not None and "=" in study:  # the newest study, and what to change
+        study, changes = None, [study, *changes]
+    raise typer.Exit(flow.resume(find_study(study, at), at, changes, force))
 
 
 @app.command()

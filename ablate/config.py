@@ -79,6 +79,18 @@ def load(
     return run
 
 
+def changed(run: schema.Run, overrides: Sequence[str]) -> schema.Run:
+    """`run` with overrides of single keys applied.
+
+    Raises:
+        BadInputError: as `load`.
+    """
+    tree = Tree({}, schema.to_dict(run))
+    for text in overrides:
+        _apply(tree, _parse(text))
+    return tree.build(require_sweep=True)
+
+
 def snapshot(run: schema.Run) -> str:
     """The whole configuration as YAML; `restore` is its inverse."""
     return OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(run)))

@@ -14,8 +14,11 @@ from ablate.schema import Tracking
 Observer = Callable[[StudyView], None]
 
 
-def run(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
+def run(overrides: Sequence[str], config_dirs: Sequence[Path], force: bool = False) -> int:
     """Plan, show, train, confirm, report; returns the exit code.
+
+    Args:
+        force: go on with a study that began under other code.
 
     Raises:
         BadInputError: before any compute is spent.
@@ -32,7 +35,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path]) -> int:
     _say(f"Preparing data ({loaded.data.name}); cached after the first time.")
     for plan in sizes:  # all are registered before the first has results
         data.prepare(plan.run.data, home)
-        study.create(plan, home)
+        study.create(plan, home, force)
     for plan in sizes:
         code = _run(plan, home)
         if code != EXIT_DONE:
@@ -53,9 +56,13 @@ def _over_sizes(names: Sequence[str], home: Home) -> None:
     _say(str(ladder.write(found, views, home.report(names[-1]))))
 
 
-def resume(name: str, home: Home) -> int:
-    """Go on with a stopped study; returns the exit code."""
-    return _go(name, home, lambda observe: study.resume(name, home, observe))
+def resume(name: str, home: Home, overrides: Sequence[str] = (), force: bool = False) -> int:
+    """Go on with a stopped study; returns the exit code.
+
+    Raises:
+        BadInputError: without `force`, what is not as it was when the study began.
+    """
+    return _go(name, home, lambda observe: study.resume(name, home, observe, overrides, force))
 
 
 def _go(name: str, home: Home, work: Callable[[Observer], StudyView]) -> int:

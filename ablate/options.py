@@ -52,6 +52,12 @@ HomeOption = Annotated[
     str | None,
     typer.Option("--home", help="Folder of all results [ABLATE_HOME, or ./runs].", show_default=False),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Go on although configuration, data or code have changed; recorded with the verdicts."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 StudyName = Annotated[
     str | None,

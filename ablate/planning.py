@@ -31,6 +31,13 @@ _IMMATERIAL = {
 the data's fingerprint."""
 
 
+def decides(key: str) -> bool:
+    """Whether a dotted key of the configuration decides a study's numbers."""
+    group, _, rest = key.partition(".")
+    some = _IMMATERIAL.get(group, ())
+    return some is not None and rest not in some
+
+
 def make_plan(run: schema.Run, home: Home) -> Plan:
     """Price every arm, divide the budget, and foresee the detectable effect and the time.
 

@@ -1,9 +1,12 @@
 """Where a result comes from: code, libraries, machine. Never environment variables, paths or secrets."""
 
+import hashlib
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = (
@@ -29,6 +32,50 @@ def collect(code: Path | None = None) -> dict[str, str]:
     """
     facts = {"python": platform.python_version(), **_versions(), **machine()}
     return facts | _git(code or Path(__file__).parent)
+
+
+CODE = "code_"
+"""Beginning of the facts that `code` gives."""
+
+_SHOWS = ("console/", "figures/", "report/")
+"""Folders of this package that only show what is known already."""
+
+
+def code(plugins: Iterable[str] = ()) -> dict[str, str]:
+    """Hash of the source of each package that decides numbers, and whether its compiled kernels are there.
+
+    Args:
+        plugins: packages of components beside those that are installed as such.
+    """
+    installed = (point.module for point in entry_points(group="ablate.components"))
+    tops = dict.fromkeys(name.partition(".")[0] for name in ("ablate", "components", *installed, *plugins))
+    facts = {f"{CODE}{name}": _hash_of(name) for name in tops}
+    built = any(
+        name.startswith("native/_kernels") and name.endswith(".so") for name, _ in _files("components")
+    )
+    return {**facts, f"{CODE}kernels": "compiled" if built else "none"}
+
+
+def _hash_of(package: str) -> str:
+    digest = hashlib.sha256()
+    for name, path in _files(package):
+        shows = package == "ablate" and name.startswith(_SHOWS)
+        if path.suffix in (".py", ".c", ".h") and not shows:
+            digest.update(f"{name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _files(package: str) -> Iterator[tuple[str, Path]]:
+    """Files of a package or module by their names below it, in order; nothing is imported."""
+    spec = find_spec(package)
+    if spec is None:
+        return
+    folders = spec.submodule_search_locations
+    if folders is None:
+        yield package, Path(str(spec.origin))
+    for folder in map(Path, folders or ()):
+        for path in sorted(folder.rglob("*.*")):
+            yield path.relative_to(folder).as_posix(), path
 
 
 def _versions() -> dict[str, str]:

@@ -3,11 +3,11 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
-from ablate import calibrations, db, ledger, provenance, reading, registration, stored
+from ablate import calibrations, db, drift, ledger, reading, registration, stored
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.records import Plan, StudyView
@@ -16,17 +16,22 @@ from ablate.runner import Runner
 Observer = Callable[[StudyView], None]
 
 
-def create(plan: Plan, home: Home) -> tuple[str, bool]:
+def create(plan: Plan, home: Home, force: bool = False) -> tuple[str, bool]:
     """Store a plan as a study, or reopen the one with its fingerprint; returns (name, whether it is new).
 
     A study that is reopened takes over where it runs and what mirrors it (`launcher`, `tracking`) from the
     new plan; what was foreseen about its outcome stays as it was.
 
+    Args:
+        force: go on although configuration, data or code are not those that the study began with.
+
     Raises:
         AblateError: the name belongs to a study with another fingerprint.
+        BadInputError: without `force`, what differs.
     """
     s = db.study.c
-    facts = provenance.collect() | registration.facts(plan, _plans(home))
+    here = drift.facts(plan)
+    facts = here | registration.facts(plan, _plans(home))
     with db.connect(home).begin() as connection:
         found = connection.execute(select(db.study).where(s.name == plan.study)).first()
         if found is None:
@@ -54,11 +59,32 @@ def create(plan: Plan, home: Home) -> tuple[str, bool]:
         if asked := registration.changes(old, plan):
             text = f"run again with a registration that differs, which changes nothing: {asked}"
             db.note(connection, plan.study, "deviation", text)
+        if found.state != "done" and _reopen(connection, home, old, plan, here, force):
+            return plan.study, False
         run = dataclasses.replace(old.run, launcher=plan.run.launcher, tracking=plan.run.tracking)
         kept = stored.plan_to_text(dataclasses.replace(old, run=run, workers=plan.workers))
         if kept != found.plan:
             connection.execute(update(db.study).where(s.name == plan.study).values(plan=kept))
     return plan.study, False
+
+
+def _reopen(
+    connection: Connection, home: Home, old: Plan, plan: Plan, here: dict[str, str], force: bool
+) -> bool:
+    """Compare with how the study began; whether it goes on under other conditions from now on."""
+    s = db.study.c
+    recorded = json.loads(connection.execute(select(s.provenance).where(s.name == plan.study)).scalar_one())
+    found = drift.differences(old, plan, recorded, here)
+    if not found:
+        return False
+    if not drift.begun(connection, plan.study):  # nothing is there that the rest would have to agree with
+        now = json.dumps({**recorded, **here})
+        connection.execute(update(db.study).where(s.name == plan.study).values(provenance=now))
+        return False
+    if not force:
+        drift.refuse(plan.study, found)
+    drift.accept(connection, home, plan, found, here)
+    return True
 
 
 def _plans(home: Home) -> dict[str, Plan]:
@@ -75,7 +101,7 @@ def _plans(home: Home) -> dict[str, Plan]:
     return found
 
 
-def run(plan: Plan, home: Home, observer: Observer, interval: float = 0.5) -> StudyView:
+def run(plan: Plan, home: Home, observer: Observer, interval: float = 0.5, force: bool = False) -> StudyView:
     """Work on a study with local workers until it is done, creating it if need be; returns how it ended.
 
     Only one process runs a study; another one watches it, and takes over where the first ends before the
@@ -84,18 +110,27 @@ def run(plan: Plan, home: Home, observer: Observer, interval: float = 0.5) -> St
 
     Args:
         observer: sees the study every `interval` seconds.
+        force: as for `create`.
 
     Raises:
         KeyboardInterrupt: after a first Ctrl-C has settled as above, or a second one has ended all workers
         at once. AblateError: workers cannot start.
     """
-    create(plan, home)
+    create(plan, home, force)
     return Runner(plan, home, observer, interval).run()
 
 
-def resume(name: str, home: Home, observer: Observer) -> StudyView:
-    """Go on with a study from the database alone; as `run`."""
-    return run(reading.read(name, home, with_verdicts=False).plan, home, observer)
+def resume(
+    name: str, home: Home, observer: Observer, overrides: Sequence[str] = (), force: bool = False
+) -> StudyView:
+    """Go on with a study from the database; as `run`.
+
+    Args:
+        overrides: changes of its configuration. Those of `launcher` and `tracking` are free.
+    """
+    before = reading.read(name, home, with_verdicts=False)
+    plan = before.plan if before.state == "done" else drift.replanned(before.plan, overrides, home)
+    return run(plan, home, observer, force=force)
 
 
 def view(name: str, home: Home, with_verdicts: bool = True) -> StudyView:

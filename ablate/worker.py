@@ -6,6 +6,7 @@ SIGHUP, Ctrl-C, or through the study), it saves a checkpoint after the step at h
 
 import faulthandler
 import gc
+import json
 import os
 import signal
 import socket
@@ -71,9 +72,11 @@ class Worker:
         self._home, self._study, self._name = home, study, name
         self._engine = db.connect(home)
         self._scheduler = Scheduler(home, study)
+        s = db.study.c
         with db.reading(self._engine) as connection:
-            text = connection.execute(select(db.study.c.plan).where(db.study.c.name == study)).scalar_one()
-        self._plan: Plan = stored.plan_from_text(text)
+            row = connection.execute(select(s.plan, s.provenance).where(s.name == study)).one()
+        self._plan: Plan = stored.plan_from_text(row.plan)
+        self._provenance: str = row.provenance
         self._lease = self._plan.run.launcher.lease_seconds
         self._train, self._ends_itself = train, ends_itself
         self._corpus: Any = None
@@ -104,9 +107,13 @@ class Worker:
     def _load(self) -> tuple[Train, Any]:
         """The real trainer and the corpus: the slow imports, once."""
         run = self._plan.run
-        from ablate import data, runtime
+        from ablate import data, drift, runtime
         from ablate.training import train
 
+        if found := drift.of_code(json.loads(self._provenance), drift.facts(self._plan)):
+            raise AblateError(
+                f"code here is not the study's: {'; '.join(map(str, found))}. Workers need the same."
+            )
         runtime.prepare(run.launcher.threads)
         corpus = data.prepare(run.data, self._home)
         if corpus.fingerprint != self._plan.data_fingerprint:
@@ -120,8 +127,10 @@ class Worker:
     def _over(self) -> bool:
         s = db.study.c
         with db.reading(self._engine) as connection:
-            row = connection.execute(select(s.state, s.stopping).where(s.name == self._study)).one()
-        return row.state == "done" or row.stopping
+            wanted = select(s.state, s.stopping, s.provenance).where(s.name == self._study)
+            row = connection.execute(wanted).one()
+        # a study that goes on under other conditions does so with workers that know them
+        return row.state == "done" or row.stopping or row.provenance != self._provenance
 
     def _claim(self) -> Claim | None:
         j = db.job.c
