@@ -58,7 +58,7 @@ def debit(
     Raises:
         LedgerError: it was not reserved.
     """
-    if booked(connection, study, key):
+    if _seen(connection, study, key):
         return
     if trial is not None and amount > outstanding(connection, study, phase, trial):
         raise LedgerError(f"trial {trial} wants {amount} MFLOP more than its reservation holds")
@@ -93,13 +93,6 @@ def waste(
         return False
     refund(connection, study, phase, amount, f"{key}/back", trial)
     return True
-
-
-def booked(connection: Connection, study: str, key: str) -> bool:
-    """Whether an entry is there already."""
-    entry = db.ledger.c
-    there = select(entry.id).where(entry.study == study, entry.key == key)
-    return connection.execute(there).first() is not None
 
 
 def outstanding(connection: Connection, study: str, phase: str, trial: int) -> int:
@@ -152,6 +145,13 @@ def check(connection: Connection, study: str, total: int) -> None:
         raise AssertionError(f"{study}: more than {total} MFLOP spent and reserved")
 
 
+def _seen(connection: Connection, study: str, key: str) -> bool:
+    entry = db.ledger.c
+    return (
+        connection.execute(select(entry.id).where(entry.study == study, entry.key == key)).first() is not None
+    )
+
+
 def _apply(
     connection: Connection,
     study: str,
@@ -165,7 +165,7 @@ def _apply(
     waste: int = 0,
 ) -> bool:
     """The one way in which an account changes; True also where the entry is there already."""
-    if booked(connection, study, key):
+    if _seen(connection, study, key):
         return True
     b = db.budget.c
     changed = connection.execute(
