@@ -7,108 +7,37 @@ real parts may choose, such as how far to pay ahead, the model takes the choice 
 
 import dataclasses
 import itertools
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import small_studies
+from ledger_facts import (
+    ALLOWANCE,
+    CAPS,
+    MAX_ATTEMPTS,
+    MFLOP,
+    STEPS,
+    STUDIES,
+    TOTAL,
+    Attempt,
+    Hand,
+    Paying,
+    Trial,
+)
 from sqlalchemy import select, update
 
-from ablate import db, ledger, meter, queue, stored
+from ablate import db, ledger, queue, stored
 from ablate.errors import StopTraining, Superseded
 from ablate.home import Home
 from ablate.ledger import LedgerError
-from ablate.meter import TrialMeter
 from ablate.records import Plan
 from ablate.rounds import Slot
 from ablate.scheduler import Scheduler, _Overtaken
 
-STEPS = 12
-MFLOP = small_studies.STEP_MFLOP
-ALLOWANCE = STEPS * MFLOP
-CAPS = {"search": 6 * ALLOWANCE, "confirm": 3 * ALLOWANCE + 5, "contingency": 4 * MFLOP + 2}
-TOTAL = sum(CAPS.values())
-MAX_ATTEMPTS = 3
-WORKERS = 8
-STUDIES = 2
-"""That share fingerprints, so that one finds what the other has paid for."""
-
 _numbers = itertools.count()
-
-
-@dataclass
-class Trial:
-    """What the model knows of one trial.
-
-    Attributes:
-        paid: steps that its phase has paid for. wasted: MFLOP that the contingency has.
-        saved: steps in the checkpoint that the next attempt goes on from.
-    """
-
-    id: int
-    number: int
-    study: str
-    phase: str
-    fingerprint: str
-    state: str
-    paid: int = 0
-    wasted: int = 0
-    attempt: int = 0
-    losses: int = 0
-    saved: int = 0
-    reused: bool = False
-
-    @property
-    def live(self) -> bool:
-        return self.state in ("queued", "running")
-
-    @property
-    def held(self) -> int:
-        """MFLOP in reserve."""
-        return (STEPS - self.paid) * MFLOP if self.live else 0
-
-
-@dataclass
-class Attempt:
-    """A running attempt, in the database's eyes."""
-
-    worker: str
-    trial: Trial
-    number: int
-    expired: bool = False
-
-
-@dataclass
-class Hand:
-    """What a worker believes to hold.
-
-    Attributes:
-        step: steps that are computed, by this attempt or in the checkpoint it began from.
-        asked: steps up to which the meter was asked to pay; None before the first payment.
-    """
-
-    claim: queue.Claim
-    trial: Trial
-    meter: "Paying"
-    step: int
-    asked: int | None = None
-    doomed: bool = False
-
-    @property
-    def computed(self) -> int:
-        return self.claim.paid_steps if self.asked is None else self.asked
-
-
-class Paying(TrialMeter):
-    """A meter that remembers its last transaction, which a lost answer makes it repeat."""
-
-    def _settle(self, start: int, until: int, first: bool = False) -> int:
-        self.last = {"start": start, "until": until, "first": first}
-        return super()._settle(start, until, first)
 
 
 @dataclass
@@ -225,15 +154,7 @@ class World:
             return
         except LedgerError as error:
             hand.doomed = True
-            if hand.step + steps > STEPS:
-                assert "allowance" in str(error)
-            else:
-                lost = (before - hand.step) * MFLOP
-                assert first
-                assert attempt is not None
-                assert self._free(trial.study, "contingency") < lost
-                assert "contingency exhausted" in str(error)
-                self.seen["contingency exhausted"] += 1
+            self._refused(hand, steps, str(error))
             return
         assert hand.step + steps <= STEPS, "it paid beyond its allowance"
         paid = self._one(select(db.trial.c.paid_steps).where(db.trial.c.id == trial.id)).paid_steps
@@ -254,6 +175,17 @@ class World:
             trial.paid = paid
             self._read_lease(attempt)
         hand.step = hand.asked = hand.step + steps
+
+    def _refused(self, hand: Hand, steps: int, reason: str) -> None:
+        """There has to be a reason why a payment was refused, and it has to be the one that was given."""
+        if hand.step + steps > STEPS:
+            assert "allowance" in reason
+            return
+        assert hand.asked is None
+        assert self._current(hand) is not None
+        assert self._free(hand.trial.study, "contingency") < (hand.trial.paid - hand.step) * MFLOP
+        assert "contingency exhausted" in reason
+        self.seen["contingency exhausted"] += 1
 
     def save(self, worker: str, recorded: bool) -> None:
         """A worker writes a checkpoint; it may die before the database hears of it."""
@@ -459,34 +391,3 @@ def _plan() -> Plan:
 
 
 _plans: list[Plan] = []
-
-
-def drive(world: World, rng: random.Random, steps: int) -> None:
-    """So many random actions, everything checked after each."""
-    for _ in range(steps):
-        number, study = rng.randrange(WORKERS), rng.choice(world.studies)
-        holder, phase = world.holder(number), rng.choice(("search", "confirm"))
-        choices: list[tuple[int, Callable[[], None]]] = [
-            (3, lambda: world.enqueue(study, phase, rng.randrange(6), rng.randrange(12))),
-            (6, lambda: world.claim(f"w{number}", study)),
-            (7, lambda: world.work(holder, rng.choice((1, 1, 2, 5)), rng.choice((0.0, 0.1, 0.6)))),
-            (2, lambda: world.save(holder, rng.random() < 0.7)),
-            (2, lambda: world.end(holder, rng.choice(("complete", "complete", "diverged", "failed")))),
-            (1, lambda: world.put_back(holder, rng.random() < 0.3)),
-            (1, lambda: world.kill(holder)),
-            (1, lambda: world.bury(holder)),
-            (2, lambda: world.expire(holder)),
-            (2, lambda: world.reap(study)),
-            (1, lambda: world.stop(study, rng.random() < 0.3)),
-            (2, lambda: world.repeat(holder)),
-        ]
-        act = rng.choices([act for _, act in choices], [weight for weight, _ in choices])[0]
-        with clocked(world):
-            act()
-        world.check()
-        world.steps += 1
-
-
-def clocked(world: World) -> Any:
-    """The meter sees the world's clock, so that how far it pays ahead is the same in every repetition."""
-    return mock.patch.object(meter, "time", SimpleNamespace(monotonic=lambda: world.clock))

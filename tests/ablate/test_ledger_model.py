@@ -2,15 +2,26 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
-import ledger_world
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from ledger_world import WORKERS, World, clocked, drive
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from ledger_facts import STUDIES, WORKERS
+from ledger_world import World
 from mutations.injection import Edit, injected
 
+from ablate import meter
 from ablate.home import Home
 
 MANY = 10_000
@@ -38,7 +49,7 @@ EVENTS = {
 }
 
 workers = st.integers(0, WORKERS - 1)
-studies = st.integers(0, ledger_world.STUDIES - 1)
+studies = st.integers(0, STUDIES - 1)
 
 
 class Machine(RuleBasedStateMachine):
@@ -69,22 +80,27 @@ class Machine(RuleBasedStateMachine):
     def claim(self, worker, study):
         self.act("claim", f"w{worker}", self.world.studies[study])
 
+    @precondition(lambda self: self.world.hands)
     @rule(worker=workers, steps=st.sampled_from([1, 2, 5]), seconds=st.sampled_from([0.0, 0.1, 0.6]))
     def work(self, worker, steps, seconds):
         self.act("work", self.world.holder(worker), steps, seconds)
 
+    @precondition(lambda self: self.world.hands)
     @rule(worker=workers, recorded=st.booleans())
     def save(self, worker, recorded):
         self.act("save", self.world.holder(worker), recorded)
 
+    @precondition(lambda self: self.world.hands)
     @rule(worker=workers, outcome=st.sampled_from(["complete", "complete", "diverged", "failed"]))
     def end(self, worker, outcome):
         self.act("end", self.world.holder(worker), outcome)
 
+    @precondition(lambda self: self.world.hands)
     @rule(worker=workers, lost=st.booleans())
     def put_back(self, worker, lost):
         self.act("put_back", self.world.holder(worker), lost)
 
+    @precondition(lambda self: self.world.hands)
     @rule(worker=workers, what=st.sampled_from(["kill", "bury", "expire", "repeat"]))
     def fault(self, worker, what):
         self.act(what, self.world.holder(worker))
@@ -100,6 +116,42 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def everything_holds(self):
         self.world.check()
+
+
+def drive(world: World, rng: random.Random, steps: int) -> None:
+    """So many random actions, everything checked after each."""
+    for _ in range(steps):
+        choices = _choices(world, rng)
+        act = rng.choices([act for _, act in choices], [weight for weight, _ in choices])[0]
+        with clocked(world):
+            act()
+        world.check()
+        world.steps += 1
+
+
+def _choices(world: World, rng: random.Random) -> list[tuple[int, Callable[[], None]]]:
+    """Actions of one random worker and study, each with its weight."""
+    number, study = rng.randrange(WORKERS), rng.choice(world.studies)
+    holder, phase = world.holder(number), rng.choice(("search", "confirm"))
+    return [
+        (3, lambda: world.enqueue(study, phase, rng.randrange(6), rng.randrange(12))),
+        (6, lambda: world.claim(f"w{number}", study)),
+        (7, lambda: world.work(holder, rng.choice((1, 1, 2, 5)), rng.choice((0.0, 0.1, 0.6)))),
+        (2, lambda: world.save(holder, rng.random() < 0.7)),
+        (2, lambda: world.end(holder, rng.choice(("complete", "complete", "diverged", "failed")))),
+        (1, lambda: world.put_back(holder, rng.random() < 0.3)),
+        (1, lambda: world.kill(holder)),
+        (1, lambda: world.bury(holder)),
+        (2, lambda: world.expire(holder)),
+        (2, lambda: world.reap(study)),
+        (1, lambda: world.stop(study, rng.random() < 0.3)),
+        (2, lambda: world.repeat(holder)),
+    ]
+
+
+def clocked(world: World) -> Any:
+    """The meter sees the world's clock, so that how far it pays ahead is the same in every repetition."""
+    return mock.patch.object(meter, "time", SimpleNamespace(monotonic=lambda: world.clock))
 
 
 def explore(home: Home, examples: int, steps: int) -> Counter[str]:
