@@ -66,16 +66,22 @@ def _component(entry: registry.Entry, run: Run, seq_len: int) -> dict[str, Any]:
 def _studies(home: Home) -> list[dict[str, Any]]:
     from ablate import study
 
-    views = [study.view(name, home) for name in study.names(home)]
-    return [
-        {
-            "name": view.name,
-            "state": view.state,
-            "trials": f"{sum(row.state == 'complete' for row in view.trials)} of {len(view.trials)}",
-            "question": view.plan.question,
-        }
-        for view in views
-    ]
+    return [_study(name, home) for name in study.names(home)]
+
+
+def _study(name: str, home: Home) -> dict[str, Any]:
+    from ablate import study
+
+    try:
+        view = study.view(name, home)
+    except BadInputError as error:  # a study of another version must not hide the others
+        return {"name": name, "state": "unreadable", "trials": "-", "question": str(error)}
+    return {
+        "name": name,
+        "state": view.state,
+        "trials": f"{sum(row.state == 'complete' for row in view.trials)} of {len(view.trials)}",
+        "question": view.plan.question,
+    }
 
 
 def print_rows(found: Sequence[dict[str, Any]]) -> None:

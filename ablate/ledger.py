@@ -58,7 +58,7 @@ def debit(
     Raises:
         LedgerError: it was not reserved.
     """
-    if booked(connection, study, key):
+    if _seen(connection, study, key):
         return
     if trial is not None and amount > outstanding(connection, study, phase, trial):
         raise LedgerError(f"trial {trial} wants {amount} MFLOP more than its reservation holds")
@@ -95,13 +95,6 @@ def waste(
     return True
 
 
-def booked(connection: Connection, study: str, key: str) -> bool:
-    """Whether an entry is there already."""
-    entry = db.ledger.c
-    there = select(entry.id).where(entry.study == study, entry.key == key)
-    return connection.execute(there).first() is not None
-
-
 def outstanding(connection: Connection, study: str, phase: str, trial: int) -> int:
     """MFLOP that a trial still holds in reserve."""
     entry = db.ledger.c
@@ -121,35 +114,63 @@ def accounts(connection: Connection, study: str) -> tuple[PhaseAccount, ...]:
 
 
 def check(connection: Connection, study: str, total: int) -> None:
-    """Prove the invariant from the entries.
+    """Prove the invariant from the entries: of every account, and of every trial that they name.
 
     Raises:
         AssertionError: with the account that is wrong.
     """
-    entry = db.ledger.c
-    sums = {
-        row.phase: (int(row.spent), int(row.reserved), int(row.waste))
-        for row in connection.execute(
-            select(
-                entry.phase,
-                func.sum(entry.spent).label("spent"),
-                func.sum(entry.reserved).label("reserved"),
-                func.sum(entry.waste).label("waste"),
-            )
-            .where(entry.study == study)
-            .group_by(entry.phase)
-        )
-    }
+    booked = _booked(connection, study)
     found = accounts(connection, study)
     for account in found:
-        booked = sums.get(account.phase, (0, 0, 0))
+        sums = tuple(
+            map(sum, zip(*(v for (phase, _), v in booked.items() if phase == account.phase), strict=True))
+        )
         stated = (account.spent, account.reserved, account.waste)
-        if booked != stated:
-            raise AssertionError(f"{study}/{account.phase}: entries sum to {booked}, not {stated}")
+        if (sums or (0, 0, 0)) != stated:
+            raise AssertionError(f"{study}/{account.phase}: entries sum to {sums}, not {stated}")
         if account.spent + account.reserved > account.cap or min(stated) < 0:
             raise AssertionError(f"{study}: {account} is outside its cap")
     if sum(account.spent + account.reserved for account in found) > total:
         raise AssertionError(f"{study}: more than {total} MFLOP spent and reserved")
+    t = db.trial.c
+    columns = (t.id, t.number, t.phase, t.state, t.step_mflop, t.paid_steps, t.wasted)
+    for row in connection.execute(select(*columns).where(t.study == study, t.reused_from.is_(None))):
+        spent, reserved, _ = booked.get((row.phase, row.id), (0, 0, 0))
+        if spent != row.paid_steps * row.step_mflop:
+            text = f"{spent} MFLOP are spent, {row.paid_steps} steps of {row.step_mflop} MFLOP paid for"
+            raise AssertionError(f"{study}, trial {row.number}: {text}")
+        if booked.get((CONTINGENCY, row.id), (0, 0, 0)) != (row.wasted, 0, row.wasted):
+            raise AssertionError(f"{study}, trial {row.number}: not {row.wasted} MFLOP of waste are booked")
+        if reserved < 0 or (reserved and row.state not in ("queued", "running")):
+            raise AssertionError(f"{study}, trial {row.number}, {row.state}: holds {reserved} MFLOP")
+
+
+def attempt_of(key: str) -> int | None:
+    """Number of the attempt that made an entry; None for what the trial as a whole booked."""
+    parts = key.split("/")
+    return int(parts[1]) if len(parts) > 2 else None
+
+
+def _booked(connection: Connection, study: str) -> dict[tuple[str, int | None], tuple[int, int, int]]:
+    """Sums of entries, (spent, reserved, waste), by phase and trial."""
+    entry = db.ledger.c
+    changes = (entry.spent, entry.reserved, entry.waste)
+    sums = (
+        select(entry.phase, entry.trial, *(func.sum(change).label(change.name) for change in changes))
+        .where(entry.study == study)
+        .group_by(entry.phase, entry.trial)
+    )
+    return {
+        (row.phase, row.trial): (int(row.spent), int(row.reserved), int(row.waste))
+        for row in connection.execute(sums)
+    }
+
+
+def _seen(connection: Connection, study: str, key: str) -> bool:
+    entry = db.ledger.c
+    return (
+        connection.execute(select(entry.id).where(entry.study == study, entry.key == key)).first() is not None
+    )
 
 
 def _apply(
@@ -165,7 +186,7 @@ def _apply(
     waste: int = 0,
 ) -> bool:
     """The one way in which an account changes; True also where the entry is there already."""
-    if booked(connection, study, key):
+    if _seen(connection, study, key):
         return True
     b = db.budget.c
     changed = connection.execute(

@@ -126,7 +126,7 @@ class TrialMeter:
 
         def write() -> bool:
             with self._engine.begin() as connection:
-                self._renew(connection, **({"first_step": start} if first else {}))
+                self._renew(connection)
                 wants = select(db.study.c.stopping).where(db.study.c.name == self._study)
                 stopping = connection.execute(wants).scalar_one()
                 if not stopping:
@@ -140,14 +140,16 @@ class TrialMeter:
 
     def _resume(self, connection: Connection, start: int) -> int:
         """Settle what earlier attempts paid for beyond `start`; returns up to where is paid."""
-        trial = db.trial.c
+        trial, attempt = db.trial.c, db.attempt.c
         paid = connection.execute(select(trial.paid_steps).where(trial.id == self._claim.trial)).scalar_one()
-        key = f"{self._claim.trial}/{self._claim.attempt}/waste"
+        mine = (attempt.trial == self._claim.trial, attempt.number == self._claim.attempt)
+        if connection.execute(select(attempt.first_step).where(*mine)).scalar_one() is not None:
+            return paid  # this was committed, and the answer was lost
+        connection.execute(update(db.attempt).where(*mine).values(first_step=start))
         if paid <= start:
             return paid
-        if ledger.booked(connection, self._study, f"{key}/paid"):  # its commit happened, the answer was lost
-            return start
         lost = (paid - start) * self._claim.spec.step_mflop
+        key = f"{self._claim.trial}/{self._claim.attempt}/waste"
         if not ledger.waste(connection, self._study, self._phase, lost, key, self._claim.trial):
             free = ledger.available(connection, self._study, ledger.CONTINGENCY)
             self._refuse(

@@ -1,4 +1,4 @@
-"""Commands that answer a question about studies: `verdict`, `multiplier`, `compare`."""
+"""Commands that answer a question about studies: `verdict`, `multiplier`, `compare`, `ledger`."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from ablate.errors import EXIT_DONE, EXIT_FAILED
 from ablate.jsonable import jsonable
-from ablate.options import AsJson, HomeOption, StudyName, home_at, print_json, view_study
+from ablate.options import AsJson, HomeOption, StudyName, find_study, home_at, print_json, view_study
 
 app = typer.Typer()
 
@@ -66,3 +66,23 @@ def compare(
     else:
         verdict_screen.comparison(found)
     raise typer.Exit(EXIT_FAILED if found.refused else EXIT_DONE)
+
+
+@app.command()
+def ledger(
+    study: StudyName = None,
+    home: HomeOption = None,
+    events: Annotated[bool, typer.Option("--events", help="Also every entry of the ledger.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Where a study's compute went, per phase and arm, proved from the ledger's entries; fails where it is not."""
+    from ablate import account
+    from ablate.console import ledger_screen
+
+    at = home_at(home)
+    found = account.account(find_study(study, at), at, with_events=events)
+    if as_json:
+        print_json(account.answer(found))
+    else:
+        ledger_screen.ledger(found, with_events=events)
+    raise typer.Exit(EXIT_FAILED if found.fault else EXIT_DONE)

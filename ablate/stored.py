@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ablate import schema
+from ablate.errors import BadInputError
 from ablate.records import ArmPlan, Plan, Point, Speed, TrialResult, TrialSpec
 from ablate.variant import Variant
 
@@ -39,12 +42,28 @@ def plan_to_text(plan: Plan) -> str:
 
 @functools.lru_cache(maxsize=32)
 def plan_from_text(text: str) -> Plan:
-    """Inverse of `plan_to_text`. Remembered, because a live view asks again and again."""
-    values = json.loads(text)
-    tuples = {name: tuple(values[name]) for name in ("lr_grid", "confirm_seeds", "warnings")}
-    arms = tuple(_arm_from_dict(arm) for arm in values["arms"])
-    tuples["speeds"] = tuple(Speed(**speed) for speed in values.get("speeds", ()))
-    return Plan(**{**values, **tuples, "run": schema.from_dict(values["run"]), "arms": arms})
+    """Inverse of `plan_to_text`. Remembered, because a live view asks again and again.
+
+    Raises:
+        BadInputError: another version of `ablate` wrote it; so do all that read here.
+    """
+    with _readable("plan"):
+        values = json.loads(text)
+        tuples = {name: tuple(values[name]) for name in ("lr_grid", "confirm_seeds", "warnings")}
+        tuples["speeds"] = tuple(Speed(**speed) for speed in values["speeds"])
+        arms = tuple(_arm_from_dict(arm) for arm in values["arms"])
+        return Plan(**{**values, **tuples, "run": schema.from_dict(values["run"]), "arms": arms})
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(
+            f"this study was made by another version of ablate: its {what} cannot be read by this one "
+            f"({type(error).__name__}: {error}). Use the version that made it, or run the sweep in another home."
+        ) from error
 
 
 def _arm_to_dict(arm: ArmPlan) -> dict[str, Any]:
@@ -70,7 +89,8 @@ def spec_to_text(spec: TrialSpec) -> str:
 @functools.lru_cache(maxsize=4096)
 def spec_from_text(text: str) -> TrialSpec:
     """Inverse of `spec_to_text`."""
-    return TrialSpec(**json.loads(text))
+    with _readable("trial"):
+        return TrialSpec(**json.loads(text))
 
 
 def result_to_text(result: TrialResult) -> str:
@@ -81,8 +101,9 @@ def result_to_text(result: TrialResult) -> str:
 @functools.lru_cache(maxsize=4096)
 def result_from_text(text: str) -> TrialResult:
     """Inverse of `result_to_text`."""
-    values = json.loads(text)
-    return TrialResult(**{**values, "curve": tuple(Point(**point) for point in values["curve"])})
+    with _readable("result"):
+        values = json.loads(text)
+        return TrialResult(**{**values, "curve": tuple(Point(**point) for point in values["curve"])})
 
 
 def point_to_text(point: Point) -> str:
