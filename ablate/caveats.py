@@ -34,8 +34,9 @@ class Evidence:
         confirmed: all ended confirm trials of the two arms, also those without a partner or a loss.
         searched: all ended search trials of the two arms.
         curves: tuning of the arm and of the baseline, where there is any.
-        alpha: error rate of this contrast at the strictest step of Holm's procedure, at its last look.
+        alpha: error rate of this contrast at the strictest step of Holm's procedure.
         planned: pairs that the design judges by: those of the last look, else those there are.
+        detectable: nats that the design finds with 80 % power at the observed noise.
         stopped: whether an arm was decided before its last look.
         decided: whether a difference, or equivalence, is established.
     """
@@ -50,6 +51,7 @@ class Evidence:
     contrast: stats.Contrast
     alpha: float
     planned: int
+    detectable: float
     stopped: bool
     decided: bool
 
@@ -151,12 +153,11 @@ def _underpowered(e: Evidence) -> Iterator[Caveat]:
     c, margin = e.contrast, e.plan.run.sweep.confirm.margin
     if e.decided or c.n < 2:
         return
-    detectable = c.sd * stats.mde(e.planned, e.alpha)
-    if detectable > margin:
+    if e.detectable > margin:
         seeds = stats.seeds_needed(margin / c.sd, e.alpha)
         needed = f"{seeds} seeds" if seeds else "more than 10000 seeds"
         text = (
-            f"{e.planned} pairs find {detectable:.3f} nats with 80 % power, and the margin is {margin:g}: "
+            f"{e.planned} pairs find {e.detectable:.3f} nats with 80 % power, and the margin is {margin:g}: "
             f"to find that would take {needed} (sweep.confirm.replicates)"
         )
         yield _warning("UNDERPOWERED", text)
