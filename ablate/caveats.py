@@ -285,9 +285,7 @@ def _inactive(e: Evidence) -> Iterator[Caveat]:
 def _winner_shrink(e: Evidence) -> Iterator[Caveat]:
     """Fresh seeds against what the search promised, on its one seed that both arms share."""
     c = e.contrast
-    promised = [
-        search_loss(e.searched, arm.name, row.spec.lr) for arm, row in zip(e.arms, e.pairs[0], strict=True)
-    ]
+    promised = [search_loss(e.searched, arm.name) for arm in e.arms]
     if c.n < FEW_PAIRS or promised[0] is None or promised[1] is None:
         return
     before = promised[0] - promised[1]
@@ -298,10 +296,10 @@ def _winner_shrink(e: Evidence) -> Iterator[Caveat]:
         yield _warning("WINNER_SHRINK", text)
 
 
-def search_loss(rows: Sequence[TrialRow], arm: str, lr: float) -> float | None:
-    """Loss of an arm's search trial at the rate that was confirmed."""
-    found = (loss(r) for r in rows if r.spec.arm == arm and r.spec.phase == "search" and r.spec.lr == lr)
-    return next(found, None)
+def search_loss(rows: Sequence[TrialRow], arm: str) -> float | None:
+    """Lowest loss of an arm's search trials."""
+    found = (r.result.val_loss for r in rows if r.result and r.state == "complete" and r.spec.arm == arm)
+    return min((value for value in found if value is not None), default=None)
 
 
 _RULES = (

@@ -16,9 +16,6 @@ CONFIDENCE = 0.95
 _ESTABLISHED = 5
 """Pairs from which a difference of tuned arms is established (level L2)."""
 
-_FITTED = 5
-"""Best points that the quadratic of a learning-rate curve goes through."""
-
 
 def lr_curves(plan: Plan, rows: Sequence[TrialRow]) -> tuple[LrCurve, ...]:
     """Tuning of every arm of which a search trial has come to a loss, in the order of the plan."""
@@ -41,15 +38,9 @@ def lr_curves(plan: Plan, rows: Sequence[TrialRow]) -> tuple[LrCurve, ...]:
     return tuple(curves)
 
 
-def quadratic(points: Sequence[tuple[float, float, str]]) -> stats.Optimum | None:
-    """The quadratic in log2 of the rate through the best points; None where they are not convex."""
-    complete = sorted((value, lr) for lr, value, state in points if state == "complete")[:_FITTED]
-    return stats.quadratic_optimum([math.log2(lr) for _, lr in complete], [value for value, _ in complete])
-
-
 def _optimum(points: Sequence[tuple[float, float, str]], factor: float) -> float | None:
     """Vertex of the quadratic; None where it has none, or beyond what was tried."""
-    found = quadratic(points)
+    found = rounds.quadratic(points)
     if found is None:
         return None
     rates = [math.log2(lr) for lr, _, _ in points]
@@ -180,7 +171,7 @@ def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> 
         detectable=e.detectable,
         loss=statistics.fmean(_losses(e.pairs)[0]),
         bpb=statistics.fmean(bits) if bits else None,
-        search_loss=caveats.search_loss(e.searched, e.arm.name, own[0].spec.lr),
+        search_loss=caveats.search_loss(e.searched, e.arm.name),
         lr=own[0].spec.lr,
         level=level,
         caveats=raised,

@@ -8,7 +8,7 @@ and is shown to decide as the program does (test_instrument).
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import judged_studies as studies
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from scipy.stats import t as student
 
-from ablate import confirmation, operating, sequential, verdict
+from ablate import confirmation, operating, rounds, sequential, verdict
 from ablate.records import Plan, Verdict
 
 ALPHA = 0.05
@@ -73,13 +73,16 @@ UNEQUAL = Noise("normal, SD by arm as measured", own=(0.0227, 0.0113, 0.0101))
 HEAVY = Noise("heavy tails (t, 4 df), SD by arm", own=(0.0227, 0.0113, 0.0101), tails=4)
 
 
-def plan(looks: Sequence[int], margin: float = 0.01, arms: Sequence[str] = ARMS) -> tuple[Plan, studies.Rows]:
+def plan(
+    looks: Sequence[int], margin: float = 0.01, arms: Sequence[str] = ARMS, extensions: int = 2
+) -> tuple[Plan, studies.Rows]:
     """A healthy study, fixed where there is one look."""
     made, rows = studies.study(tuple(arms), looks[-1])
     confirm = dataclasses.replace(
         made.run.sweep.confirm, looks=list(looks) if len(looks) > 1 else [], margin=margin
     )
-    sweep = dataclasses.replace(made.run.sweep, confirm=confirm)
+    search = dataclasses.replace(made.run.sweep.search, extensions=extensions)
+    sweep = dataclasses.replace(made.run.sweep, confirm=confirm, search=search)
     return dataclasses.replace(made, run=dataclasses.replace(made.run, sweep=sweep)), rows
 
 
@@ -154,6 +157,52 @@ def equal_arms_played(noise: Noise, looks: Sequence[int], count: int, arms: int 
     low, high = intervals(d, played, looks)
     wrong = (played.decisions == "difference").any(axis=1).sum()
     return Rates(int(wrong), count, float(((low <= 0) & (high >= 0)).mean()))
+
+
+def search(made: Plan, loss: Callable[[str, float], float]) -> dict[str, list[rounds.Tried]]:
+    """All rounds of a search, by the program's own rule; `loss` of an arm at a rate is asked once for each trial."""
+    tried: dict[str, rounds.Tried] = {}
+    asked = rounds.search(made, tried)
+    while not asked.finished:
+        new = [slot for slot in asked.slots if slot.key not in tried]
+        tried |= {slot.key: (slot.lr, loss(slot.arm, slot.lr), "complete") for slot in new}
+        asked = rounds.search(made, tried)
+    return {arm.name: [tried[s.key] for s in asked.slots if s.arm == arm.name] for arm in made.arms}
+
+
+def tuned_apart(
+    rule: Callable[[list[rounds.Tried]], float | None],
+    count: int,
+    ratio: float,
+    steepness: float,
+    seed: int = 4,
+) -> float:
+    """Share of studies of three equal arms that claim a difference, each arm tuned by single noisy trials.
+
+    Args:
+        rule: which of the rates tried arms are confirmed with.
+        ratio: SD of a trial over the curvature of the loss in octaves of the rate, 0.02 nats.
+        steepness: of the loss above its optimum, over that below.
+    """
+    rng, curvature = np.random.default_rng(seed), 0.02
+    made, _ = plan(FIXED)
+    losses = Noise("", own=(ratio * curvature,)).losses(rng, count, len(ARMS) - 1, PAIRS)
+
+    def excess(octaves: float) -> float:
+        return curvature * octaves**2 * (steepness if octaves > 0 else 1.0)
+
+    kept = np.ones(count, dtype=bool)
+    for i in range(count):
+        optimum = math.log2(studies.RATE) + rng.uniform(-0.5, 0.5)
+
+        def loss(arm: str, lr: float, optimum: float = optimum) -> float:
+            return 3.4 + excess(math.log2(lr) - optimum) + rng.normal(0, ratio * curvature)
+
+        for j, own in enumerate(search(made, loss).values()):
+            kept[i] &= not rounds.at_edge(own)
+            losses[i, j] += excess(math.log2(rule(own) or 1.0) - optimum)
+    played = operating.play(differences(losses), ALPHA, curvature / 4, FIXED)
+    return float(((played.decisions == "difference").any(axis=1) & kept).mean())
 
 
 def spectrum(count: int, arms: int, seed: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -260,6 +309,19 @@ def main(count: int = 1000, many: int = 20_000) -> None:
     for name, looks in designs.items():
         one = equal_arms_played(NORMAL, looks, many, arms=1)
         print(f"  {name:20} {one.wrong / many:6.2%} of {many}, covers {one.covered:.1%}")
+    print(
+        "Equal arms tuned on one seed: family-wise error of the rate used, and were it the best rate tried:"
+    )
+    for steepness in (0.4, 1.0, 2.5):
+        for ratio in (0.1, 0.35, 1.0):
+            used, best = (
+                tuned_apart(r, count, ratio, steepness) for r in (rounds.tuned_rate, rounds.best_rate)
+            )
+            print(
+                f"  noise of a trial {ratio:4} of the curvature, {steepness:3} times as steep above the optimum: "
+                f"{used:.1%}, {best:.1%} of {count}",
+                flush=True,
+            )
     print("One arm of 1, 3 or 7 differs by the detectable effect, found in (nominal 80 %):")
     for name, looks in designs.items():
         rates = ", ".join(f"{found(looks, many, arms, ratio=0.5):.1%}" for arms in (1, 3, 7))

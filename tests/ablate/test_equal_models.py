@@ -53,12 +53,11 @@ sweep:
   arms:
     model: {}
     drawn_again: {ffn: swiglu_twin}
-    unread_indexer: {model.index_head_dim: 8}
-  search: {points: 5, extensions: 1}
+  search: {points: 5, extensions: 0}
   confirm: {replicates: 6, margin: 0.05}
-model: {compress_ratios: "csa@4*2", num_hidden_layers: 2, index_topk: 16, num_hash_layers: 0}
+model: {compress_ratios: "dense*2", num_hidden_layers: 2, num_hash_layers: 0}
 trainer: {seq_len: 32, batch_size: 4, evals: 2}
-budget: {per_trial: 20 GFLOP, match: tokens}
+budget: {per_trial: 20 GFLOP}
 data: {tokenizer: bytes, val_tokens: 8192, max_bytes: 2000000}
 tracking: {enabled: false}
 """
@@ -66,7 +65,7 @@ tracking: {enabled: false}
 
 @pytest.mark.slow
 def test_a_model_is_neither_better_nor_worse_than_itself(tmp_path: Path) -> None:
-    """One arm differs in what its weights begin with, one in an indexer that chooses among too few to matter."""
+    """The arms differ in what their weights begin with, as two seeds do, and are tuned like any others."""
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "equal.yaml").write_text(SWEEP)
     (tmp_path / "twin_file.py").write_text(TWIN)
@@ -85,14 +84,10 @@ def test_a_model_is_neither_better_nor_worse_than_itself(tmp_path: Path) -> None
 
     ablate("run", "sweep=equal", "--config-dir", str(tmp_path))
     status = json.loads(ablate("status", "--json"))
-    found = {verdict["arm"]: verdict for verdict in status["verdicts"]}
-    print(*(verdict["sentence"] for verdict in found.values()), sep="\n")
-    for verdict in found.values():
-        assert verdict["kind"] in ("equivalent", "inconclusive")
-        assert not [
-            caveat for caveat in verdict["caveats"] if caveat["id"] == "SHORT_RUN" and caveat["blocks"]
-        ]
-    assert found["drawn_again"]["sd"] > 0
-    assert found["drawn_again"]["low"] < 0 < found["drawn_again"]["high"]
-    assert (found["unread_indexer"]["delta"], found["unread_indexer"]["sd"]) == (0, 0)
-    assert found["unread_indexer"]["kind"] == "equivalent"
+    (found,) = status["verdicts"]
+    print(found["sentence"])
+    assert found["kind"] in ("equivalent", "inconclusive")
+    assert found["sd"] > 0
+    assert not [caveat for caveat in found["caveats"] if caveat["blocks"]], (
+        "it is the difference that decides"
+    )
