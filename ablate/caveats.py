@@ -11,7 +11,7 @@ import numpy as np
 
 from ablate import stats
 from ablate.planning import SHORT_RUN
-from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow
+from ablate.records import EPOCHS, ArmPlan, Caveat, LrCurve, Plan, TrialRow
 
 FEW_PAIRS = 3
 """Pairs below which a difference has no direction."""
@@ -23,6 +23,8 @@ _PARITY = 0.1
 _BUDGET = 0.005
 _ASYMMETRY = 0.1
 _SHRINKAGE = 2.0
+_TIME = 0.005
+_MASKED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +284,36 @@ def _inactive(e: Evidence) -> Iterator[Caveat]:
             seen.add(text)
 
 
+def _epochs(e: Evidence) -> Iterator[Caveat]:
+    """Only what trainers have counted is known."""
+    passes = [
+        max((row.result.metrics.get(EPOCHS, 0.0) for row in side if row.result), default=0.0)
+        for side in zip(*e.pairs, strict=True)
+    ]
+    if max(passes) > 1:
+        text = (
+            f"trials went through the training text {passes[0]:.1f} times ({e.arm.name}) and {passes[1]:.1f} times "
+            f"({e.baseline.name}): text seen again teaches less, so this is a result for little text"
+        )
+        yield _warning("EPOCHS", text)
+
+
+def _masked(e: Evidence) -> Iterator[Caveat]:
+    """Of interest where times differ."""
+    seconds = [sum(row.result.seconds for row in side if row.result) for side in zip(*e.pairs, strict=True)]
+    if abs(seconds[0] - seconds[1]) < _TIME * max(seconds):
+        return
+    for arm in e.arms:
+        cost = arm.variant.costs(arm.run.trainer.seq_len).total
+        extra = cost.kernel_flops / cost.forward_flops - 1
+        if extra > _MASKED:
+            text = (
+                f"{arm.name} computes {extra:.0%} more than its FLOPs, which is then masked: times say nothing "
+                "about the speed of kernels made for it"
+            )
+            yield _warning("MASKED_IMPL", text)
+
+
 def _winner_shrink(e: Evidence) -> Iterator[Caveat]:
     """Fresh seeds against what the search promised, on its one seed that both arms share."""
     c = e.contrast
@@ -313,6 +345,8 @@ _RULES = (
     _early_stop,
     _regime_flip,
     _inactive,
+    _epochs,
+    _masked,
     _winner_shrink,
     _missing,
     _unpaired,

@@ -11,6 +11,8 @@ from ablate.searched import Searched
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
+EPOCHS = "data/epochs"
+"""Metric of a trial: how often it went through the training text."""
 Outcome = Literal["complete", "diverged", "failed", "interrupted"]
 
 
@@ -160,7 +162,7 @@ class TrialResult:
         val_bpb: the same in bits per byte of text.
         tokens_hash: hash of the training tokens in the order they were seen.
         seconds: training wall time, evaluation excluded.
-        metrics: further scalars, `diag/…` and `loss/…`.
+        metrics: further scalars, `diag/…`, `loss/…` and `data/…`.
         reason: why it ended early, in words.
     """
 

@@ -56,8 +56,8 @@ sweep:
   search: {points: 5, extensions: 0}
   confirm: {replicates: 6, margin: 0.05}
 model: {compress_ratios: "dense*2", num_hidden_layers: 2, num_hash_layers: 0}
-trainer: {seq_len: 32, batch_size: 4, evals: 2}
-budget: {per_trial: 20 GFLOP}
+trainer: {seq_len: 32, batch_size: 2, evals: 2}
+budget: {per_trial: 16 GFLOP}
 data: {tokenizer: bytes, val_tokens: 8192, max_bytes: 2000000}
 tracking: {enabled: false}
 """

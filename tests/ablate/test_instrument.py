@@ -3,7 +3,6 @@
 `make instrument` prints the figures for many more studies.
 """
 
-
 import instrument
 import judged_studies as studies
 import numpy as np
