@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test test-slow soak traps check format clean
+.PHONY: run test test-slow soak traps instrument check format clean
 
 run: $(VENV)/.installed                ## set up and answer the default question
 	$(BIN)/ablate run sweep=compress_ratios $(ARGS)
@@ -23,6 +23,9 @@ soak: $(VENV)/.test-installed          ## a sweep whose workers are killed again
 
 traps: $(VENV)/.test-installed         ## every known mistake, put into the code, is noticed by the tests
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py $(ARGS)
+
+instrument: $(VENV)/.test-installed    ## how often verdicts are wrong, what they detect and cost: a table by simulation
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/instrument.py $(ARGS)
 
 check: $(VENV)/.test-installed         ## style, types and import directions
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import numpy as np
 
 from ablate import stats
 from ablate.planning import SHORT_RUN
-from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow
+from ablate.records import EPOCHS, ArmPlan, Caveat, LrCurve, Plan, TrialRow
 
 FEW_PAIRS = 3
 """Pairs below which a difference has no direction."""
@@ -23,6 +23,8 @@ _PARITY = 0.1
 _BUDGET = 0.005
 _ASYMMETRY = 0.1
 _SHRINKAGE = 2.0
+_TIME = 0.005
+_MASKED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,9 @@ class Evidence:
         confirmed: all ended confirm trials of the two arms, also those without a partner or a loss.
         searched: all ended search trials of the two arms.
         curves: tuning of the arm and of the baseline, where there is any.
-        alpha: error rate of this contrast at the strictest step of Holm's procedure, at its last look.
+        alpha: error rate of this contrast at the strictest step of Holm's procedure.
         planned: pairs that the design judges by: those of the last look, else those there are.
+        detectable: nats that the design finds with 80 % power at the observed noise.
         stopped: whether an arm was decided before its last look.
         decided: whether a difference, or equivalence, is established.
     """
@@ -50,6 +53,7 @@ class Evidence:
     contrast: stats.Contrast
     alpha: float
     planned: int
+    detectable: float
     stopped: bool
     decided: bool
 
@@ -151,12 +155,11 @@ def _underpowered(e: Evidence) -> Iterator[Caveat]:
     c, margin = e.contrast, e.plan.run.sweep.confirm.margin
     if e.decided or c.n < 2:
         return
-    detectable = c.sd * stats.mde(e.planned, e.alpha)
-    if detectable > margin:
+    if e.detectable > margin:
         seeds = stats.seeds_needed(margin / c.sd, e.alpha)
         needed = f"{seeds} seeds" if seeds else "more than 10000 seeds"
         text = (
-            f"{e.planned} pairs find {detectable:.3f} nats with 80 % power, and the margin is {margin:g}: "
+            f"{e.planned} pairs find {e.detectable:.3f} nats with 80 % power, and the margin is {margin:g}: "
             f"to find that would take {needed} (sweep.confirm.replicates)"
         )
         yield _warning("UNDERPOWERED", text)
@@ -307,12 +310,40 @@ def _inactive(e: Evidence) -> Iterator[Caveat]:
             seen.add(text)
 
 
+def _epochs(e: Evidence) -> Iterator[Caveat]:
+    """Only what trainers have counted is known."""
+    passes = [
+        max((row.result.metrics.get(EPOCHS, 0.0) for row in side if row.result), default=0.0)
+        for side in zip(*e.pairs, strict=True)
+    ]
+    if max(passes) > 1:
+        text = (
+            f"trials went through the training text {passes[0]:.1f} times ({e.arm.name}) and {passes[1]:.1f} times "
+            f"({e.baseline.name}): text seen again teaches less, so this is a result for little text"
+        )
+        yield _warning("EPOCHS", text)
+
+
+def _masked(e: Evidence) -> Iterator[Caveat]:
+    """Of interest where times differ."""
+    seconds = [sum(row.result.seconds for row in side if row.result) for side in zip(*e.pairs, strict=True)]
+    if abs(seconds[0] - seconds[1]) < _TIME * max(seconds):
+        return
+    for arm in e.arms:
+        cost = arm.variant.costs(arm.run.trainer.seq_len).total
+        extra = cost.kernel_flops / cost.forward_flops - 1
+        if extra > _MASKED:
+            text = (
+                f"{arm.name} computes {extra:.0%} more than its FLOPs, which is then masked: times say nothing "
+                "about the speed of kernels made for it"
+            )
+            yield _warning("MASKED_IMPL", text)
+
+
 def _winner_shrink(e: Evidence) -> Iterator[Caveat]:
     """Fresh seeds against what the search promised, on its one seed that both arms share."""
     c = e.contrast
-    promised = [
-        search_loss(e.searched, arm.name, row.spec.lr) for arm, row in zip(e.arms, e.pairs[0], strict=True)
-    ]
+    promised = [search_loss(e.searched, arm.name) for arm in e.arms]
     if c.n < FEW_PAIRS or promised[0] is None or promised[1] is None:
         return
     before = promised[0] - promised[1]
@@ -323,10 +354,10 @@ def _winner_shrink(e: Evidence) -> Iterator[Caveat]:
         yield _warning("WINNER_SHRINK", text)
 
 
-def search_loss(rows: Sequence[TrialRow], arm: str, lr: float) -> float | None:
-    """Loss of an arm's search trial at the rate that was confirmed."""
-    found = (loss(r) for r in rows if r.spec.arm == arm and r.spec.phase == "search" and r.spec.lr == lr)
-    return next(found, None)
+def search_loss(rows: Sequence[TrialRow], arm: str) -> float | None:
+    """Lowest loss of an arm's search trials."""
+    found = (r.result.val_loss for r in rows if r.result and r.state == "complete" and r.spec.arm == arm)
+    return min((value for value in found if value is not None), default=None)
 
 
 _RULES = (
@@ -341,6 +372,8 @@ _RULES = (
     _early_stop,
     _regime_flip,
     _inactive,
+    _epochs,
+    _masked,
     _winner_shrink,
     _missing,
     _unpaired,

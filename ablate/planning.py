@@ -283,18 +283,18 @@ def _grid(run: schema.Run) -> tuple[float, ...]:
 
 def _detectable(run: schema.Run, sd: float) -> float:
     """Nats that the confirm design finds with 80 % power at the strictest step of Holm's procedure."""
-    from ablate import sequential, stats
+    from ablate import operating, stats
 
     contrasts = run.sweep.contrasts
     confirm = run.sweep.confirm
     if confirm.looks:
-        return sd * sequential.detectable(confirm.alpha / contrasts, confirm.looks)
+        return sd * operating.detectable(confirm.alpha / contrasts, confirm.looks)
     return sd * stats.mde(confirm.replicates, confirm.alpha / contrasts, 0.8)
 
 
 def _expected(run: schema.Run, sd: float, detectable: float, allowance: int) -> dict[str, int]:
     """MFLOP that confirming with looks will take, by how much arms truly differ."""
-    from ablate import sequential
+    from ablate import operating
 
     confirm = run.sweep.confirm
     if not confirm.looks:
@@ -304,7 +304,7 @@ def _expected(run: schema.Run, sd: float, detectable: float, allowance: int) -> 
     return {
         name: round(
             allowance
-            * sequential.expected_trials(effect, sd, contrasts, confirm.alpha, confirm.margin, confirm.looks)
+            * operating.expected_trials(effect, sd, contrasts, confirm.alpha, confirm.margin, confirm.looks)
         )
         for name, effect in effects.items()
     }

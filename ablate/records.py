@@ -11,6 +11,8 @@ from ablate.searched import Searched
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
+EPOCHS = "data/epochs"
+"""Metric of a trial: how often it went through the training text."""
 Outcome = Literal["complete", "diverged", "failed", "interrupted"]
 
 
@@ -186,7 +188,7 @@ class TrialResult:
         val_bpb: the same in bits per byte of text.
         tokens_hash: hash of the training tokens in the order they were seen.
         seconds: training wall time, evaluation excluded.
-        metrics: further scalars, `diag/…` and `loss/…`.
+        metrics: further scalars, `diag/…`, `loss/…` and `data/…`.
         reason: why it ended early, in words.
     """
 
@@ -258,8 +260,9 @@ class LrCurve:
     """Tuning of one arm: every search trial, and the quadratic through the best points in log2 of the rate.
 
     Attributes:
-        best: rate of the lowest loss among trials that completed, which is confirmed; None if none did.
-        optimum: vertex of the quadratic, None where it is not convex or lies beyond the rates tried.
+        best: rate of the lowest loss among trials that completed; None if none did.
+        optimum: vertex of the quadratic, with which arms are confirmed (`rounds.tuned_rate`); None where it is not
+            convex or lies beyond the rates tried.
         at_edge: the best point is the lowest or highest tried.
     """
 
@@ -295,7 +298,7 @@ class Verdict:
         sd: standard deviation of the paired differences. With a single pair it is infinite, as are the
             interval and `detectable`, and every p is 1.
         detectable: effect this design finds with 80 % power at the observed noise and Holm's strictest step.
-        search_loss: of the search trial whose rate was confirmed, which is never evidence.
+        search_loss: lowest of the arm's search trials, which is never evidence.
         level: evidence level L0 … L3 (methodology §F).
         sentence: the verdict in one deterministic line.
     """

@@ -139,6 +139,6 @@ def stopping_rule(sweep: Sweep) -> str:
     looks = ", ".join(map(str, confirm.looks))
     return (
         f"{tuned[:1].upper()}{tuned[1:]}, then fresh seeds with looks at {looks}: an arm gets no more once a look "
-        "finds a difference or equivalence, or hardly any chance of either. The error rate is spent over the looks "
-        "as O'Brien and Fleming's boundaries do; or the end of the compute."
+        "finds a difference or equivalence, or hardly any chance of either; or the end of the compute. The looks "
+        "share the error rate in proportion to what they add to the squared share of the seeds."
     )

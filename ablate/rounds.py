@@ -9,8 +9,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ablate import confirmation
+from ablate import confirmation, stats
 from ablate.records import Phase, Plan
+
+_NEAR = 4.01
+"""Factor of the best rate within which losses are taken for a quadratic; a little over two steps of a grid of 2."""
 
 Tried = tuple[float, float | None, str]
 """Learning rate, loss (capped where it diverged, None where it failed), state of the trial."""
@@ -83,6 +86,34 @@ def best_rate(tried: Iterable[Tried]) -> float | None:
     """The learning rate of the lowest loss among trials that completed; the lower rate of equals."""
     complete = [(loss, lr) for lr, loss, state in tried if state == "complete" and loss is not None]
     return min(complete)[1] if complete else None
+
+
+def tuned_rate(tried: Sequence[Tried]) -> float | None:
+    """The learning rate that an arm is confirmed with: the optimum of its curve, to two digits.
+
+    The best of a few single trials is luck as much as optimum. Arms that are the same model would often be
+    confirmed at different rates by it, and then truly differ, which no interval over seeds allows for.
+    Without an optimum among the rates tried, or with the best at the edge, it is the best; and it is never
+    further from that than a factor of two.
+    """
+    best, found = best_rate(tried), quadratic(tried)
+    if best is None or found is None or at_edge(tried):
+        return best
+    rates = [lr for lr, _, state in tried if state == "complete"]
+    if not min(rates) < 2**found.x < max(rates):
+        return best
+    return float(f"{min(max(2**found.x, best / 2), best * 2):.2g}")
+
+
+def quadratic(tried: Iterable[Tried]) -> stats.Optimum | None:
+    """The quadratic in log2 of the rate through what completed within a factor of four of the best.
+
+    None where that is not convex, or fewer than three.
+    """
+    complete = [(lr, loss) for lr, loss, state in tried if state == "complete" and loss is not None]
+    best = min(complete, key=lambda point: point[1], default=(1.0, 0.0))[0]
+    near = [(lr, loss) for lr, loss in complete if best / _NEAR <= lr <= best * _NEAR]
+    return stats.quadratic_optimum([math.log2(lr) for lr, _ in near], [loss for _, loss in near])
 
 
 def at_edge(tried: Sequence[Tried]) -> bool:

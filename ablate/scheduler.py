@@ -238,10 +238,12 @@ class Scheduler:
     def _rates(self, rows: Sequence[db.Found]) -> dict[str, float]:
         """Tuned learning rate by arm, of arms that have one."""
         rates = {
-            arm.name: rounds.best_rate(
-                _tried(row)
-                for row in rows
-                if row.phase == "search" and row.arm == arm.name and row.state in ENDED
+            arm.name: rounds.tuned_rate(
+                [
+                    _tried(row)
+                    for row in rows
+                    if row.phase == "search" and row.arm == arm.name and row.state in ENDED
+                ]
             )
             for arm in self._plan.arms
         }

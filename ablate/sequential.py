@@ -1,12 +1,15 @@
 """Group-sequential confirmation: look after a few pairs of seeds, and stop arms that are decided.
 
-Pure functions; methodology §C3. The error rate is split over the looks as O'Brien and Fleming's boundaries
-spend it (Lan and DeMets), and each look tests at its own share. That holds the rate whatever joins the looks,
-where boundaries of jointly normal statistics exceed it with t-tests of so few pairs (0.054 instead of 0.05).
-The price, at the effect that the fixed design finds with a power of 0.80, is a power of 0.75.
+Pure functions; methodology §C3. Every look tests at a level of its own. The levels are in the ratio in which
+the squared share of the pairs grows (Kim and DeMets 1987, power family with exponent 2): early enough that an
+arm which clearly differs costs few pairs, late enough that the last look keeps most of the power. Their common
+factor is the one with which all looks together err at the asked rate: t statistics of equal arms at nested
+looks have a joint distribution that does not depend on the noise, so it is simulated once for the numbers of
+pairs at hand. `ablate.operating` has what such a design detects and costs.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -19,56 +22,79 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LOOKS = (3, 5, 8)
+LOOKS = (3, 4, 5, 6, 8)
 """Pairs at which arms are looked at."""
 
-FUTILITY = 0.05
+FUTILITY = 0.1
 """Chance of a difference at the last look, if the present trend is true, below which an arm is given up."""
 
-_MONOTONE = 0.2
-"""Error rates up to which every look's share grows with the rate; larger ones are not used."""
+_EXPONENT = 2.0
+"""Of the share of the pairs by which the error rate is spent: 1 is nearly Pocock's rule, 3 O'Brien and Fleming's."""
 
-_STUDIES = 1000
-"""Studies that an expected cost is the mean of."""
+_DRAWS = 200_000
+"""Rows of differences of equal arms that the joint distribution is known from, and how many at a time."""
+_CHUNK = 20_000
 
-_LEAST = 1e-12
-"""Lowest error rate that is told apart from zero."""
+_RARE = 1e-3
+"""Error rate below which the draws say too little: there the looks' shares are added up, which is safe."""
 
 Decision = Literal["difference", "equivalent", "futile", "continue", "open"]
 """`open` is the last look's: nothing was established."""
 
 
-def spent(alpha: float, share: float) -> float:
-    """Error rate that may be used up when that share of the pairs has been seen."""
-    from scipy.special import ndtr, ndtri
+def weights(looks: Sequence[int]) -> list[float]:
+    """Share of each look in the error rate, were looks independent; together 1."""
+    spent = [0.0, *((n / looks[-1]) ** _EXPONENT for n in looks)]
+    return [after - before for before, after in itertools.pairwise(spent)]
 
-    return float(2 * ndtr(ndtri(alpha / 2) / math.sqrt(share)))
+
+@functools.cache
+def _null(looks: tuple[int, ...]) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """The smallest p-value over its weight of all looks at equal arms: quantiles, and of which shares."""
+    import numpy as np
+    from scipy.special import stdtr
+
+    shares = np.geomspace(_RARE, 0.9, 200)
+    if len(looks) == 1:
+        return shares, shares
+    rng, least = np.random.default_rng(0), []
+    for _ in range(_DRAWS // _CHUNK):
+        d = rng.standard_normal((_CHUNK, looks[-1]))
+        p = [
+            2 * stdtr(n - 1, -np.abs(d[:, :n].mean(axis=1)) / d[:, :n].std(axis=1, ddof=1) * math.sqrt(n)) / w
+            for n, w in zip(looks, weights(looks), strict=True)
+        ]
+        least.append(np.min(p, axis=0))
+    return np.quantile(np.concatenate(least), shares), shares
 
 
 def levels(alpha: float, looks: Sequence[int] = LOOKS) -> tuple[float, ...]:
-    """What each look tests at; together they are `alpha`."""
-    totals = [0.0, *(spent(alpha, n / looks[-1]) for n in looks)]
-    return tuple(after - before for before, after in itertools.pairwise(totals))
+    """What each look tests at, so that they err together at `alpha`."""
+    import numpy as np
+
+    at, shares = _null(tuple(looks))
+    factor = alpha if alpha <= shares[0] else float(np.interp(alpha, shares, at))
+    return tuple(factor * weight for weight in weights(looks))
 
 
 def over_looks(pvalues: Sequence[float], looks: Sequence[int] = LOOKS) -> float:
-    """Smallest error rate at which one of the looks so far rejects; 1 if it would have to be above 0.2.
+    """Smallest error rate at which one of the looks so far rejects; 1 if it would have to be above 0.9.
 
-    A p-value of the whole sequence, which Holm's procedure takes like any other.
+    A p-value of the whole sequence, which Holm's procedure takes like any other. One-sided p-values are
+    dealt with as if they were two-sided, which is a little too careful.
     """
-    from scipy.optimize import brentq
+    import numpy as np
 
-    best = 1.0
-    for i, p in enumerate(pvalues):
-        if p >= levels(_MONOTONE, looks)[i]:
-            continue
-        if p <= levels(_LEAST, looks)[i]:
-            return _LEAST
-        root = brentq(
-            lambda log, i=i, p=p: levels(math.exp(log), looks)[i] - p, math.log(_LEAST), math.log(_MONOTONE)
-        )
-        best = min(best, math.exp(float(root)))  # type: ignore[arg-type]
-    return best
+    least = sum_of_shares(pvalues, looks)
+    at, shares = _null(tuple(looks))
+    if least < at[0]:
+        return float(min(least, shares[0]))
+    return 1.0 if least >= at[-1] else float(np.interp(least, at, shares))
+
+
+def sum_of_shares(pvalues: Sequence[float], looks: Sequence[int] = LOOKS) -> float:
+    """As `over_looks`, for p-values of any joint distribution: error rates of the looks just add up."""
+    return min(1.0, min((p / w for p, w in zip(pvalues, weights(looks), strict=False)), default=1.0))
 
 
 def decide(
@@ -76,9 +102,11 @@ def decide(
     alpha: float,
     margin: float,
     looks: Sequence[int] = LOOKS,
-    futility: float = FUTILITY,
 ) -> dict[str, Decision]:
     """What is to become of every arm after the looks that it has had.
+
+    A difference comes before equivalence, of which it is no contradiction where it is smaller than the margin:
+    an arm stops as equivalent when a difference will hardly be found any more.
 
     Args:
         seen: contrasts with the baseline at the looks so far, by arm; all arms of the sweep, also those that
@@ -86,29 +114,29 @@ def decide(
         alpha: family-wise error rate over arms and looks. Giving up costs nothing of it.
     """
     differs = stats.holm([over_looks([c.p_t for c in past], looks) for past in seen.values()])
+    level = levels(alpha / len(seen), looks)[-1]
     decisions: dict[str, Decision] = {}
     for (name, past), p in zip(seen.items(), differs, strict=True):
+        last = len(past) == len(looks)
+        hopeless = bool(past) and not last and _chance(past[-1], level, looks[-1]) < FUTILITY
         if p < alpha:
             decisions[name] = "difference"
-        elif over_looks([c.p_tost for c in past], looks) < alpha:
+        elif (last or hopeless) and over_looks([c.p_tost for c in past], looks) < alpha:
             decisions[name] = "equivalent"
-        elif len(past) == len(looks):
+        elif last:
             decisions[name] = "open"
-        elif past and _hopeless(past[-1], alpha / len(seen), margin, looks, futility):
+        elif hopeless and not _may_be_equivalent(past[-1], level, margin, looks[-1]):
             decisions[name] = "futile"
         else:
             decisions[name] = "continue"
     return decisions
 
 
-def _hopeless(now: Contrast, alpha: float, margin: float, looks: Sequence[int], futility: float) -> bool:
-    """Whether the last look will hardly find a difference or equivalence, if the estimates are true."""
+def _may_be_equivalent(now: Contrast, level: float, margin: float, last: int) -> bool:
+    """Whether the last look will find equivalence, if the estimates are true."""
     from scipy.stats import t
 
-    level = levels(alpha, looks)[-1]
-    last = looks[-1]
-    half = float(t.isf(level, last - 1)) * now.sd / math.sqrt(last)
-    return _chance(now, level, last) < futility and abs(now.delta) + half >= margin
+    return abs(now.delta) + float(t.isf(level, last - 1)) * now.sd / math.sqrt(last) < margin
 
 
 def _chance(now: Contrast, level: float, last: int) -> float:
@@ -142,56 +170,7 @@ def whole(past: Sequence[Contrast], confidence: float, looks: Sequence[int] = LO
         low=low,
         high=high,
         p_t=over_looks([c.p_t for c in past], looks),
-        p_flip=over_looks([c.p_flip for c in past], looks),
+        p_flip=sum_of_shares([c.p_flip for c in past], looks),
         p_tost=over_looks([c.p_tost for c in past], looks),
         p_noninferior=over_looks([c.p_noninferior for c in past], looks),
     )
-
-
-def detectable(alpha: float, looks: Sequence[int] = LOOKS) -> float:
-    """Effect in SD of paired differences that the last look alone finds with 80 % power."""
-    return stats.mde(looks[-1], levels(alpha, looks)[-1])
-
-
-def expected_trials(
-    effect: float, sd: float, arms: int, alpha: float, margin: float, looks: Sequence[int] = LOOKS
-) -> float:
-    """Confirm trials to be expected, those of the baseline included, where all arms differ from it by `effect`.
-
-    Simulated with normal noise that each trial has for itself.
-    """
-    import numpy as np
-    from scipy.stats import norm, t
-
-    noise = np.random.default_rng(0).normal(0, sd / math.sqrt(2), (_STUDIES, arms + 1, looks[-1]))
-    d = noise[:, 1:] - noise[:, :1] + effect
-    live, used = np.ones((_STUDIES, arms), dtype=bool), np.zeros((_STUDIES, arms + 1))
-    steps = [levels(alpha / (arms - i), looks) for i in range(arms)]
-    crossed = np.zeros((arms, _STUDIES, arms), dtype=bool)
-    last = looks[-1]
-    for i, n in enumerate(looks):
-        used[:, 1:][live] = n
-        used[live.any(axis=1), 0] = n
-        mean, error = d[:, :, :n].mean(axis=2), d[:, :, :n].std(axis=2, ddof=1) / math.sqrt(n)
-        p = 2 * t.sf(np.abs(mean) / error, n - 1)
-        stop = t.sf((margin - np.abs(mean)) / error, n - 1) < levels(alpha, looks)[i]
-        if n < last:
-            drift = norm.isf(p / 2) / math.sqrt(n / last)
-            chance = norm.sf((norm.isf(steps[0][-1] / 2) - drift) / math.sqrt(1 - n / last))
-            half = t.isf(steps[0][-1], last - 1) * error * math.sqrt(n / last)
-            stop |= (chance < FUTILITY) & (np.abs(mean) + half >= margin)
-        for step, own in zip(crossed, steps, strict=True):
-            step |= live & (p < own[i])
-        live &= ~(stop | _step_down(crossed))
-    return float(used.sum(axis=1).mean())
-
-
-def _step_down(crossed: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
-    """Arms that Holm's procedure rejects, by what crosses the boundary of each of its steps."""
-    import numpy as np
-
-    rejected, going = np.zeros_like(crossed[0]), np.ones(len(crossed[0]), dtype=bool)
-    for step, at in enumerate(crossed):
-        going &= at.sum(axis=1) > step
-        rejected |= at & going[:, None]
-    return rejected

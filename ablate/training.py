@@ -23,7 +23,7 @@ from ablate.data import Batch, Corpus
 from ablate.errors import StopTraining
 from ablate.evaluation import Evaluation, evaluate
 from ablate.model import LanguageModel, initialise
-from ablate.records import Meter, Outcome, Point, TrialResult, TrialSpec
+from ablate.records import EPOCHS, Meter, Outcome, Point, TrialResult, TrialSpec
 from ablate.variant import Variant
 
 with warnings.catch_warnings():
@@ -210,6 +210,7 @@ class _Trial(LightningModule):
     def result(self, outcome: Outcome, last: Evaluation | None, reason: str) -> TrialResult:
         loss: float | None = None
         bpb: float | None = None
+        settings = self.run.trainer
         if outcome == "diverged":
             loss = self.uniform
             bpb = loss * self.held.counted / math.log(2) / self.held.bytes
@@ -226,7 +227,10 @@ class _Trial(LightningModule):
             seconds=self.seconds,
             tokens_hash=self.tokens_hash,
             curve=tuple(self.curve),
-            metrics=dict(last.diagnostics) if last is not None else {},
+            metrics={
+                EPOCHS: self.corpus.epochs(self.step, settings.batch_size, settings.seq_len),
+                **(last.diagnostics if last is not None else {}),
+            },
             reason=reason,
         )
 

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from ablate import caveats, confirmation, rounds, sequential, stats
+from ablate import caveats, confirmation, operating, rounds, sequential, stats
 from ablate.caveats import Evidence, loss
 from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, VerdictKind
 
@@ -25,9 +25,6 @@ _EQUAL = {
 
 _ESTABLISHED = 5
 """Pairs from which a difference of tuned arms is established (level L2)."""
-
-_FITTED = 5
-"""Best points that the quadratic of a learning-rate curve goes through."""
 
 
 def lr_curves(plan: Plan, rows: Sequence[TrialRow]) -> tuple[LrCurve, ...]:
@@ -51,15 +48,9 @@ def lr_curves(plan: Plan, rows: Sequence[TrialRow]) -> tuple[LrCurve, ...]:
     return tuple(curves)
 
 
-def quadratic(points: Sequence[tuple[float, float, str]]) -> stats.Optimum | None:
-    """The quadratic in log2 of the rate through the best points; None where they are not convex."""
-    complete = sorted((value, lr) for lr, value, state in points if state == "complete")[:_FITTED]
-    return stats.quadratic_optimum([math.log2(lr) for _, lr in complete], [value for value, _ in complete])
-
-
 def _optimum(points: Sequence[tuple[float, float, str]], factor: float) -> float | None:
     """Vertex of the quadratic; None where it has none, or beyond what was tried."""
-    found = quadratic(points)
+    found = rounds.quadratic(points)
     if found is None:
         return None
     rates = [math.log2(lr) for lr, _, _ in points]
@@ -89,7 +80,6 @@ def verdicts(plan: Plan, rows: Sequence[TrialRow]) -> tuple[Verdict, ...]:
             for name, n in seen.items()
         }
         contrasts = {name: sequential.whole(played.seen[name], CONFIDENCE, settings.looks) for name in seen}
-        alpha = sequential.levels(alpha, settings.looks)[-1]
     else:
         seen = {name: len(pairs) for name, pairs in paired.items()}
         contrasts = {
@@ -116,11 +106,17 @@ def verdicts(plan: Plan, rows: Sequence[TrialRow]) -> tuple[Verdict, ...]:
             contrast=contrast,
             alpha=alpha,
             planned=settings.seeds if settings.looks else contrast.n,
+            detectable=contrast.sd * _detectable(alpha, settings.looks, contrast.n),
             stopped=bool(settings.looks) and seen[arm.name] < settings.seeds,
             decided=found != "inconclusive",
         )
         made.append(_verdict(evidence, found, p_holm, len(others)))
     return tuple(made)
+
+
+def _detectable(alpha: float, looks: Sequence[int], n: int) -> float:
+    """SD of paired differences that the design finds with 80 % power."""
+    return operating.detectable(alpha, looks) if looks else stats.mde(n, alpha)
 
 
 def _looks(plan: Plan, confirmed: Sequence[TrialRow], curves: Sequence[LrCurve]) -> confirmation.Looks:
@@ -165,7 +161,6 @@ def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> 
     own = [row for row, _ in e.pairs]
     raised = caveats.raised(e)
     kind = "inconclusive" if any(caveat.blocks for caveat in raised) else found
-    detectable = contrast.sd * stats.mde(e.planned, e.alpha)
     level = _level(e)
     bits = [row.result.val_bpb for row in own if row.result and row.result.val_bpb is not None]
     return Verdict(
@@ -183,14 +178,14 @@ def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> 
         p_holm=p_holm,
         p_tost=contrast.p_tost,
         margin=settings.margin,
-        detectable=detectable,
+        detectable=e.detectable,
         loss=statistics.fmean(_losses(e.pairs)[0]),
         bpb=statistics.fmean(bits) if bits else None,
-        search_loss=caveats.search_loss(e.searched, e.arm.name, own[0].spec.lr),
+        search_loss=caveats.search_loss(e.searched, e.arm.name),
         lr=own[0].spec.lr,
         level=level,
         caveats=raised,
-        sentence=_sentence(e, kind, p_holm, contrasts, detectable, level, raised),
+        sentence=_sentence(e, kind, p_holm, contrasts, level, raised),
     )
 
 
@@ -207,7 +202,6 @@ def _sentence(
     kind: VerdictKind,
     p_holm: float,
     contrasts: int,
-    detectable: float,
     level: str,
     raised: Sequence[Caveat],
 ) -> str:
@@ -229,13 +223,13 @@ def _sentence(
     parts = [
         f"{head}; {costs}" if costs else head,
         f"Level {level}",
-        _outcome(e, kind, detectable, raised),
+        _outcome(e, kind, raised),
         ids,
     ]
     return ". ".join(part for part in parts if part) + "."
 
 
-def _outcome(e: Evidence, kind: VerdictKind, detectable: float, raised: Sequence[Caveat]) -> str:
+def _outcome(e: Evidence, kind: VerdictKind, raised: Sequence[Caveat]) -> str:
     settings = e.plan.run.sweep.confirm
     if kind == "equivalent":
         return f"EQUIVALENT within {settings.margin:g}"
@@ -244,7 +238,7 @@ def _outcome(e: Evidence, kind: VerdictKind, detectable: float, raised: Sequence
     if any(caveat.blocks for caveat in raised):
         return "INCONCLUSIVE (blocked)"
     worse = f", NON-INFERIOR by {settings.margin:g}" if e.contrast.p_noninferior < settings.alpha else ""
-    return f"INCONCLUSIVE (detectable {detectable:.3f}){worse}"
+    return f"INCONCLUSIVE (detectable {e.detectable:.3f}){worse}"
 
 
 def _costs(e: Evidence) -> list[tuple[str, float]]:

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from ablate import verdict
+from ablate import rounds
 from ablate.figures.parts import DECORATION, SYMBOLS, as_text, drawn, figure_of, named, nothing, padded
 from ablate.records import LrCurve, Point, StudyView
 from ablate.report import losses
@@ -99,7 +99,7 @@ def _tuning(face: Arm, curve: LrCurve, ceiling: float) -> list[dict[str, Any]]:
     done = [(rate, loss) for rate, loss, state in curve.points if state == "complete"]
     lost = [(rate, loss) for rate, loss, state in curve.points if state != "complete"]
     symbol = SYMBOLS[face.mark]
-    quadratic = verdict.quadratic(curve.points) if face.named else None
+    quadratic = rounds.quadratic(curve.points) if face.named else None
     traces: list[dict[str, Any]] = [
         {
             "x": [rate for rate, _ in done],

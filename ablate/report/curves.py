@@ -193,7 +193,7 @@ def against_lr(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
         "learning rate",
         "loss, nats",
         "became",
-        "used",
+        "best",
         "optimum of the quadratic",
         "at the edge",
     ]
@@ -212,9 +212,9 @@ def against_lr(view: StudyView, arms: dict[str, Arm]) -> Figure | None:
     ]
     title = "Final loss, nats, against learning rate"
     note = (
-        "Search trials on a seed of their own. The filled mark is the rate used on fresh seeds, the triangle "
-        "at the bottom the optimum of the quadratic in log2 of the rate; × diverged. A best rate at the edge "
-        "of the grid forbids a verdict."
+        "Search trials on a seed of their own. The filled mark is the best rate tried, the triangle at the "
+        "bottom the optimum of the quadratic in log2 of the rate, used on fresh seeds; × diverged. A best rate "
+        "at the edge of the grid forbids a verdict."
         + (f" Grey: {arms[base.arm].label}." if base and len(curves) > 1 else "")
     )
     return Figure("loss_vs_lr", title, note, plain(title, header, rows), 0.75 + 1.5 * lines, draw)

@@ -1,7 +1,9 @@
 """Caveats: each raised by its own fault, and by none of the others."""
 
 import dataclasses
+import inspect
 import math
+import re
 
 import pytest
 from judged_studies import (
@@ -21,7 +23,7 @@ from judged_studies import (
     search,
 )
 
-from ablate import stats, verdict
+from ablate import caveats, stats, verdict
 from ablate.records import Plan
 
 
@@ -221,3 +223,58 @@ def test_unpaired() -> None:
     assert ids(judged(plan, both)) == set()
     longer = edit(rows, confirm("csa", 0), tokens_hash="other", tokens=STEPS * 512 + 1)
     assert ids(judged(plan, longer)) == set()
+
+
+def test_epochs() -> None:
+    plan, rows = healthy()
+    for passes, raised in ((0.9, False), (1.2, True)):
+        seen = edit(rows, confirm("csa", 1), metrics={"data/epochs": passes})
+        assert ids(judged(plan, seen)) == ({"EPOCHS"} if raised else set())
+    assert "1.2 times (csa) and 0.0 times (dense)" in judged(plan, seen).caveats[0].text
+
+
+def test_masked_implementation() -> None:
+    plan, rows = healthy()
+    slower = edit(rows, confirm("csa"), seconds=1.5)
+    slower = edit(slower, confirm("dense"), seconds=1.0)
+    extra = {}
+    for arm in plan.arms:
+        cost = arm.variant.costs(arm.run.trainer.seq_len).total
+        extra[arm.name] = cost.kernel_flops / cost.forward_flops - 1
+    assert max(extra.values()) > 0.1
+    found = judged(plan, slower)
+    assert ids(found) == {"MASKED_IMPL"}
+    assert {c.text.split()[0] for c in found.caveats} == {arm for arm, share in extra.items() if share > 0.1}
+
+
+HOW = {
+    "LR_EDGE": test_lr_edge_of_either_arm,
+    "TUNE_PARITY": test_tune_parity,
+    "SINGLE_SEED": test_single_seed,
+    "UNPAIRED": test_unpaired,
+    "UNDERPOWERED": test_underpowered_names_enough_seeds,
+    "BUDGET_MISMATCH": test_budget_mismatch,
+    "SHORT_RUN": test_short_run,
+    "DIVERGED": test_one_diverged_trial_warns_and_counts_as_the_cap,
+    "ASYMMETRIC_DIVERGENCE": test_asymmetric_divergence,
+    "REGIME_FLIP": test_regime_flip,
+    "INACTIVE": test_inactive_components_are_named_and_do_not_block,
+    "EPOCHS": test_epochs,
+    "MASKED_IMPL": test_masked_implementation,
+    "WINNER_SHRINK": test_winner_shrink,
+    "EARLY_STOP": "test_confirmation",
+    "MISSING": test_missing_pairs,
+}
+"""Caveats that verdicts raise, and what shows it. Of the methodology's others:
+
+CROSSING and CLOSING are trends over sizes (`ablate.multiplier`, test_multiplier). SELECTION cannot arise, since
+only confirm trials enter (test_verdict: search values never enter), nor EVAL_OVERLAP, since equal documents are on
+one side of the split (test_data), nor TRANSFER, since every arm of every size is tuned, nor EXTRAPOLATED, since no
+multiplier is given beyond its sizes. AA_FAIL is not of a study but of the program (test_instrument,
+test_equal_models).
+"""
+
+
+def test_every_caveat_that_can_be_raised_is_in_the_table() -> None:
+    raised = re.findall(r'(?:_blocker\(|_warning\(|Caveat\(id=)"([A-Z_]+)"', inspect.getsource(caveats))
+    assert set(raised) <= HOW.keys()

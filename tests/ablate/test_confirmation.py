@@ -8,12 +8,11 @@ import judged_studies as studies
 import numpy as np
 import pytest
 import small_studies
-from scipy.stats import binom
 
-from ablate import config, confirmation, planning, sequential, stats, study, verdict
+from ablate import config, confirmation, operating, planning, sequential, stats, study, verdict
 from ablate.errors import BadInputError
 from ablate.home import Home
-from ablate.records import Plan, Verdict
+from ablate.records import Plan
 
 LOOKS = [3, 5, 8]
 ARMS: tuple[str, ...] = ("dense", "csa", "hca", "v4")
@@ -62,7 +61,7 @@ def test_only_undecided_arms_get_further_seeds_and_the_ledger_pays_for_no_others
         done = fake_training.train(spec, corpus, folder, meter)
         if spec.phase == "search":
             return done
-        value = 3.0 + noise[spec.arm, spec.seed] - 2.0 * (spec.arm == "csa")
+        value = 3.0 + noise[spec.arm, spec.seed] + {"csa": -2.0, "hca": 0.03}.get(spec.arm, 0.0)
         return dataclasses.replace(done, val_loss=value)
 
     study.create(plan, home)
@@ -157,7 +156,7 @@ def test_plans_state_the_most_and_what_is_expected(tmp_path) -> None:
 def test_expected_trials_are_those_of_studies_played() -> None:
     sd, effects = 0.02, dict.fromkeys(ARMS[1:], 0.05)
     mean = np.mean([confirmed(simulated(seed, effects, sd)[2]) for seed in range(60)])
-    assert mean == pytest.approx(sequential.expected_trials(0.05, sd, 3, 0.05, 0.01, LOOKS), rel=0.06)
+    assert mean == pytest.approx(operating.expected_trials(0.05, sd, 3, 0.05, 0.01, LOOKS), rel=0.06)
 
 
 @pytest.mark.parametrize("looks", ["[5,3]", "[3,3]", "[1,3]", "[3,1000]"])
@@ -170,49 +169,3 @@ def test_factorials_take_all_arms_on_all_seeds() -> None:
     factors = ["sweep.factors.a={without: {sink: none}}", "sweep.factors.b={without: {residual: prenorm}}"]
     with pytest.raises(BadInputError, match="full_factorial"):
         config.load(["sweep=smoke", "sweep.design=full_factorial", *factors, "sweep.confirm.looks=[3,5,8]"])
-
-
-def claims(found: tuple[Verdict, ...]) -> dict[str, str]:
-    return {v.arm: v.kind for v in found}
-
-
-def errors(count: int) -> tuple[int, list[bool]]:
-    """Studies of equal arms in which a difference is claimed, and whether each interval covers zero."""
-    wrong, covered = 0, []
-    for seed in range(count):
-        plan, _, rows = simulated(seed, {}, 0.02)
-        found = verdict.verdicts(plan, rows)
-        wrong += any(v.kind in ("helps", "hurts") for v in found)
-        covered += [v.low <= 0 <= v.high for v in found]
-    return wrong, covered
-
-
-def test_equal_arms_are_rarely_told_apart() -> None:
-    wrong, covered = errors(60)
-    assert wrong <= binom.ppf(0.995, 60, 0.05)
-    assert np.mean(covered) >= 0.93
-
-
-@pytest.mark.slow
-def test_error_rate_and_coverage_over_a_thousand_equal_studies() -> None:
-    wrong, covered = errors(1000)
-    print(f"claimed {wrong} of 1000; coverage {np.mean(covered):.3f}")
-    assert wrong <= binom.ppf(0.975, 1000, 0.05)
-    assert 0.93 <= np.mean(covered) <= 0.99
-
-
-@pytest.mark.slow
-def test_verdicts_of_five_hundred_mixed_studies_are_those_of_the_fixed_design_for_less() -> None:
-    rng = np.random.default_rng(5)
-    same = total = used = fixed = 0
-    for seed in range(500):
-        effects = {arm: float(rng.choice([0.0, 0.0, -0.02, 0.05, 0.1])) for arm in ARMS[1:]}
-        plan, whole, rows = simulated(seed, effects, float(rng.choice([0.004, 0.01, 0.02])))
-        reference = dataclasses.replace(plan, run=studies.study(ARMS, 8)[0].run)
-        a, b = claims(verdict.verdicts(plan, rows)), claims(verdict.verdicts(reference, whole))
-        same += sum(a[arm] == b[arm] for arm in b)
-        total += len(b)
-        used, fixed = used + confirmed(rows), fixed + confirmed(whole)
-    print(f"same {same / total:.3f} of verdicts for {used / fixed:.3f} of the trials")
-    assert same / total >= 0.9
-    assert used / fixed <= 0.75

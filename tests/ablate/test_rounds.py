@@ -44,6 +44,31 @@ def test_a_diverged_rate_is_never_the_best_and_failures_have_no_say():
     assert rounds.next_rate([(1e-3, None, "failed")], 2.0) == pytest.approx(5e-4)
 
 
+def test_arms_are_confirmed_at_the_optimum_and_not_at_the_luckiest_trial():
+    lucky = [(lr, loss - 1.03 * (lr == GRID[3]), state) for lr, loss, state in tried(3e-3)]
+    assert rounds.best_rate(lucky) == GRID[3]
+    assert rounds.tuned_rate(lucky) == pytest.approx(3e-3, rel=0.35)
+    assert rounds.tuned_rate(tried(3.4e-3)) == pytest.approx(3.4e-3, rel=0.02)
+
+
+def test_without_an_optimum_inside_arms_are_confirmed_at_the_best_rate_tried():
+    assert rounds.tuned_rate(tried(1.0)) == GRID[4], "the best is at the edge"
+    bent = [(lr, loss, "complete") for lr, loss in zip(GRID, (3.0, 3.4, 2.9, 3.4, 3.0), strict=True)]
+    assert rounds.quadratic(bent) is None, "not convex"
+    assert rounds.tuned_rate(bent) == GRID[2]
+    assert rounds.tuned_rate([(1e-3, 7.6, "diverged")]) is None
+
+
+@given(st.floats(1e-5, 1), st.sampled_from([0.0, 0.005, 0.02]))
+def test_the_rate_used_is_within_a_factor_of_two_of_the_best_and_inside_what_was_tried(optimum, noise):
+    wild = [(lr, loss + noise * (-1) ** i, state) for i, (lr, loss, state) in enumerate(tried(optimum))]
+    best, used = rounds.best_rate(wild), rounds.tuned_rate(wild)
+    assert best is not None
+    assert used is not None
+    assert best / 2.1 <= used <= best * 2.1
+    assert min(GRID) * 0.95 <= used <= max(GRID) * 1.05
+
+
 @given(st.floats(1e-6, 10), st.integers(1, 6), st.sampled_from([1.5, 2.0, 4.0]))
 def test_every_further_rate_is_new(optimum, more, factor):
     rates = list(GRID)

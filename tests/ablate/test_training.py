@@ -111,6 +111,7 @@ def test_a_trial_spends_its_allowance_exactly_and_learns(corpus: Corpus, tmp_pat
     assert result.outcome == "complete"
     assert purse.paid == list(range(60))
     assert result.useful_mflop == spec.allowance_mflop
+    assert result.metrics["data/epochs"] * corpus.train_tokens == pytest.approx(result.tokens, rel=0.05)
     assert result.tokens == 60 * 2 * 32
     assert [p.step for p in result.curve] == [20, 40, 60]
     assert result.val_loss is not None
