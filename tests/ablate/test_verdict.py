@@ -185,10 +185,10 @@ def test_the_sentence_has_the_numbers_of_the_verdict() -> None:
     half = (v.high - v.low) / 2
     assert v.sentence == (
         f"csa vs dense: {v.delta:+.3f} ± {half:.3f} nats at equal FLOPs "
-        "(95% t-CI, n=6 paired seeds, p<0.001 Holm/1); params +1%, KV -53%, wall +20%. Level L2. HELPS."
+        "(95% t-CI, n=6 paired seeds, p<0.001 Holm/1); params +1%, KV -53%, wall +20%. Level L2. HELPS. MASKED_IMPL."
     )
     blocked = judged(plan, diverge(rows, "csa", 0, 1, 2, 3))
-    assert blocked.sentence.endswith("INCONCLUSIVE (blocked). ASYMMETRIC_DIVERGENCE, DIVERGED.")
+    assert blocked.sentence.endswith("INCONCLUSIVE (blocked). ASYMMETRIC_DIVERGENCE, DIVERGED, MASKED_IMPL.")
 
 
 def test_not_worse_than_the_margin_is_said() -> None:
