@@ -27,6 +27,7 @@ from ablate import (
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.parameters import Parameter
+from ablate.report import plots
 from ablate.samplers import Heard, Proposer
 from ablate.schedule_space import KEY
 from ablate.scheduler import Scheduler
@@ -90,6 +91,8 @@ def test_a_search_from_space_to_verdicts(home, tmp_path):
     whole = json.loads(written["JSON"].read_text())
     assert [p["number"] for p in whole["search"]["proposals"]] == list(range(len(found.proposals)))
     assert "Open search" in written["HTML report"].read_text()
+    for name in plots.OF_A_SEARCH:
+        assert (written["Figures"] / f"{name}.svg").exists()
     assert "Finalists, from search to fresh seeds" in written["Markdown"].read_text()
 
 
