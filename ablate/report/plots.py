@@ -5,16 +5,11 @@ from ablate.report import curves, effects, search_figure
 from ablate.report.arms import Arm
 from ablate.report.drawing import Figure
 
+OF_A_SEARCH = ("search", "search_front")
+
 NAMES = (
-    "budget",
-    "forest",
-    "pairs",
-    "loss_vs_flops",
-    "loss_vs_tokens",
-    "loss_vs_lr",
-    "pareto",
-    "search",
-    "search_front",
+    *("budget", "forest", "pairs", "loss_vs_flops", "loss_vs_tokens", "loss_vs_lr", "pareto"),
+    *OF_A_SEARCH,
 )
 """Files below `figures/` that a report may write, and so may remove."""
 
