@@ -284,6 +284,24 @@ class Caveat:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A paired difference at equal amounts of another currency, read before the learning rate decays.
+
+    Attributes:
+        currency: `tokens` or `flops`.
+        amount: tokens, or MFLOP, at which every curve is read.
+        delta, low, high: mean paired difference in nats and its 95 % t-interval.
+    """
+
+    currency: str
+    amount: int
+    n: int
+    delta: float
+    low: float
+    high: float
+
+
 VerdictKind = Literal["helps", "hurts", "equivalent", "inconclusive"]
 
 
@@ -300,6 +318,8 @@ class Verdict:
         detectable: effect this design finds with 80 % power at the observed noise and Holm's strictest step.
         search_loss: lowest of the arm's search trials, which is never evidence.
         level: evidence level L0 … L3 (methodology §F).
+        second: the reading at equal tokens where FLOPs are equal, or the other way round; None where no
+            evaluations of all trials allow it.
         sentence: the verdict in one deterministic line.
     """
 
@@ -325,6 +345,7 @@ class Verdict:
     level: str
     caveats: tuple[Caveat, ...]
     sentence: str
+    second: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
