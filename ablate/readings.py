@@ -7,31 +7,16 @@ Source: methodology §A4, §A5.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ablate import matching, stats
-from ablate.records import Plan, Reading, TrialRow
+from ablate.records import Plan, TrialRow
 from ablate.schema import Optimizer
+from ablate.second_reading import Foreseen, Reading
 
 AXES = {"tokens": "tokens", "flops": "mflop"}
 """Currency to the field of a curve's points."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreseen:
-    """What the second reading of a study will be, and what a study for it alone would cost.
-
-    Attributes:
-        amount: tokens, or MFLOP, at which arms are read before the decay; None where no evaluations of all arms
-            lie there.
-        cost_mflop: of the same study with the other currency equal to the end; trials that both have are free.
-    """
-
-    currency: str
-    amount: int | None
-    cost_mflop: int
 
 
 def other(match: str) -> str:
@@ -39,8 +24,10 @@ def other(match: str) -> str:
     return "flops" if match == "tokens" else "tokens"
 
 
-def foreseen(plan: Plan) -> Foreseen:
-    """The second reading that a plan's evaluations allow."""
+def foreseen(plan: Plan) -> Foreseen | None:
+    """The second reading that a plan's evaluations allow; None where a search is still to find the arms."""
+    if plan.run.sweep.searches:
+        return None
     currency, optimizer = other(plan.run.budget.match), plan.run.optimizer
     per_step = plan.run.trainer.seq_len * plan.run.trainer.batch_size
     evals = plan.run.trainer.evals

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from ablate.schema import Run
 from ablate.searched import Searched
+from ablate.second_reading import Reading
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -282,24 +283,6 @@ class Caveat:
     id: str
     blocks: bool
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A paired difference at equal amounts of another currency, read before the learning rate decays.
-
-    Attributes:
-        currency: `tokens` or `flops`.
-        amount: tokens, or MFLOP, at which every curve is read.
-        delta, low, high: mean paired difference in nats and its 95 % t-interval.
-    """
-
-    currency: str
-    amount: int
-    n: int
-    delta: float
-    low: float
-    high: float
 
 
 VerdictKind = Literal["helps", "hurts", "equivalent", "inconclusive"]

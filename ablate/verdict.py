@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from ablate import caveats, confirmation, operating, readings, rounds, sequential, stats
 from ablate.caveats import Evidence, loss
-from ablate.records import ArmPlan, Caveat, LrCurve, Plan, Reading, TrialRow, Verdict, VerdictKind
+from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, VerdictKind
+from ablate.second_reading import Reading
 
 CONFIDENCE = 0.95
 

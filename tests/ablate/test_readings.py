@@ -108,6 +108,7 @@ def test_the_plan_knows_the_place_and_what_the_other_study_costs(
 
     plan = planned(f"budget.match={match}")
     found = readings.foreseen(plan)
+    assert found is not None
     assert found.currency != match
     whole = planned(f"budget.match={found.currency}")
     both = [(own, whole.arm(own.name)) for own in plan.arms]
@@ -131,6 +132,8 @@ def test_the_plan_knows_the_place_and_what_the_other_study_costs(
     console.plan(plan)
     assert "from the same runs at" in " ".join(capsys.readouterr().out.split())
     late = planned(f"budget.match={match}", "optimizer.decay=0.9")
-    assert readings.foreseen(late).amount is None
+    told = readings.foreseen(late)
+    assert told is not None
+    assert told.amount is None
     console.plan(late)
     assert "not from these runs" in " ".join(capsys.readouterr().out.split())
