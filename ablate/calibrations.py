@@ -23,7 +23,7 @@ _table = Table(
 
 def known(home: Home, keys: Iterable[str]) -> dict[str, float]:
     """Seconds per step of those that have been measured."""
-    if not home.database.exists():
+    if not home.storage and not home.database.exists():
         return {}
     with db.reading(db.connect(home)) as connection:
         if not inspect(connection).has_table(_table.name):

@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from ablate import stats
-from ablate.planning import SHORT_RUN
+from ablate import readings, stats
+from ablate.division import SHORT_RUN
 from ablate.records import EPOCHS, ArmPlan, Caveat, LrCurve, Plan, TrialRow
 
 FEW_PAIRS = 3
@@ -266,12 +264,14 @@ def _regime_flip(e: Evidence) -> Iterator[Caveat]:
         or abs(e.arm.tokens / e.baseline.tokens - 1) < 0.01
     ):
         return
-    at_tokens, at_flops = _before_decay(e, "tokens"), _before_decay(e, "mflop")
+    at_tokens, at_flops = (
+        readings.before_decay(e.pairs, e.plan.run.optimizer, axis) for axis in ("tokens", "flops")
+    )
     if at_tokens is None or at_flops is None or e.contrast.n < FEW_PAIRS:
         return
     margin = e.plan.run.sweep.confirm.margin
-    tokens = stats.contrast(*at_tokens, margin)
-    flops = stats.contrast(*at_flops, margin)
+    tokens = stats.contrast(at_tokens[1], at_tokens[2], margin)
+    flops = stats.contrast(at_flops[1], at_flops[2], margin)
     final = e.contrast
     agrees = flops.delta * final.delta > 0
     if agrees and ((final.high < 0 and tokens.low > 0) or (final.low > 0 and tokens.high < 0)):
@@ -281,23 +281,6 @@ def _regime_flip(e: Evidence) -> Iterator[Caveat]:
             f"{abs(tokens.delta):.3f} nats: the difference at equal FLOPs comes from the number of tokens"
         )
         yield _warning("REGIME_FLIP", text)
-
-
-def _before_decay(e: Evidence, axis: str) -> tuple[list[float], list[float]] | None:
-    """Held-out losses of all pairs at the last amount of `axis` that all trials reach before their decay."""
-    curves = []
-    for row in (row for pair in e.pairs for row in pair):
-        upto = (1 - e.plan.run.optimizer.decay) * row.spec.steps
-        points = row.result.curve if row.result else ()
-        seen = [(getattr(p, axis), p.val_loss) for p in points if p.val_loss is not None and p.step <= upto]
-        if not seen or row.state == "diverged":
-            return None
-        curves.append(seen)
-    where = min(seen[-1][0] for seen in curves)
-    if where < max(seen[0][0] for seen in curves):
-        return None
-    values = [float(np.interp(math.log(where), np.log([x for x, _ in c]), [y for _, y in c])) for c in curves]
-    return values[::2], values[1::2]
 
 
 def _inactive(e: Evidence) -> Iterator[Caveat]:

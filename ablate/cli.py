@@ -77,7 +77,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep will do, cost and be able to detect. Spends nothing, writes nothing."""
-    from ablate import config, console, ladder
+    from ablate import config, console, ladder, readings
     from ablate.detection import detection
     from ablate.home import Home
 
@@ -88,7 +88,8 @@ def plan(
     made = sizes[-1]
     wanted = None if detect is None else detection(made, detect)
     if as_json:
-        below = {"ladder": [plan.study for plan in sizes[:-1]]} if len(sizes) > 1 else {}
+        below: dict[str, object] = {"ladder": [plan.study for plan in sizes[:-1]]} if len(sizes) > 1 else {}
+        below["second_reading"] = jsonable(readings.foreseen(made))
         print_json(jsonable(made) | below | ({"detect": jsonable(wanted)} if wanted else {}))
     else:
         console.plan(made, wanted)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from ablate.schema import Run
 from ablate.searched import Searched
+from ablate.second_reading import Reading
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -300,6 +301,8 @@ class Verdict:
         detectable: effect this design finds with 80 % power at the observed noise and Holm's strictest step.
         search_loss: lowest of the arm's search trials, which is never evidence.
         level: evidence level L0 … L3 (methodology §F).
+        second: the reading at equal tokens where FLOPs are equal, or the other way round; None where no
+            evaluations of all trials allow it.
         sentence: the verdict in one deterministic line.
     """
 
@@ -325,6 +328,7 @@ class Verdict:
     level: str
     caveats: tuple[Caveat, ...]
     sentence: str
+    second: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

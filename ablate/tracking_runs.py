@@ -204,6 +204,10 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
             "delta/p_holm": verdict.p_holm,
             "delta/detectable": verdict.detectable,
         }
+        if verdict.second is not None:
+            at = f"delta_at_equal_{verdict.second.currency}"
+            values |= {f"{at}/{key}": getattr(verdict.second, key) for key in ("low", "high", "amount")}
+            values[f"{at}/mean"] = verdict.second.delta
         tags |= {
             "ablate.verdict": verdict.kind,
             "ablate.level": verdict.level,

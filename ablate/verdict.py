@@ -7,9 +7,10 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from ablate import caveats, confirmation, operating, rounds, sequential, stats
+from ablate import caveats, confirmation, operating, readings, rounds, sequential, stats
 from ablate.caveats import Evidence, loss
 from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, VerdictKind
+from ablate.second_reading import Reading
 
 CONFIDENCE = 0.95
 
@@ -162,6 +163,7 @@ def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> 
     raised = caveats.raised(e)
     kind = "inconclusive" if any(caveat.blocks for caveat in raised) else found
     level = _level(e)
+    second = readings.second(e.plan, e.pairs, CONFIDENCE)
     bits = [row.result.val_bpb for row in own if row.result and row.result.val_bpb is not None]
     return Verdict(
         arm=e.arm.name,
@@ -185,7 +187,8 @@ def _verdict(e: Evidence, found: VerdictKind, p_holm: float, contrasts: int) -> 
         lr=own[0].spec.lr,
         level=level,
         caveats=raised,
-        sentence=_sentence(e, kind, p_holm, contrasts, level, raised),
+        second=second,
+        sentence=_sentence(e, kind, p_holm, contrasts, level, raised, second),
     )
 
 
@@ -204,6 +207,7 @@ def _sentence(
     contrasts: int,
     level: str,
     raised: Sequence[Caveat],
+    second: Reading | None,
 ) -> str:
     c = e.contrast
     equal = _EQUAL[e.plan.run.budget.match]
@@ -218,7 +222,10 @@ def _sentence(
             f"{names}: {c.delta:+.3f} ± {(c.high - c.low) / 2:.3f} nats at equal {equal} "
             f"({CONFIDENCE:.0%} t-CI{over}, n={c.n} paired seeds, {p} Holm/{contrasts})"
         )
-    costs = ", ".join(f"{name} {value:+.0%}" for name, value in _costs(e) if round(value, 2))
+    told = [f"{name} {value:+.0%}" for name, value in _costs(e) if round(value, 2)]
+    if second is not None:
+        told.insert(0, f"equal {_EQUAL[second.currency]} {second.delta:+.3f} before the decay")
+    costs = ", ".join(told)
     ids = ", ".join(dict.fromkeys(caveat.id for caveat in raised))
     parts = [
         f"{head}; {costs}" if costs else head,

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, effects, matching, space, units
+from ablate import designs, effects, matching, readings, space, units
 from ablate.console import parts
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.throughput import TIMED, WARM
@@ -185,6 +185,7 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         *([("of a factor", f"{main:.4f} nats, as a mean over all arms")] if main is not None else []),
         *([(f"to detect {wanted.effect:g}", _seeds(wanted, len(seeds)))] if wanted else []),
         *([("expected to confirm", _expected(plan))] if plan.expected_mflop else []),
+        *_second(plan),
         ("equivalent within", f"±{plan.run.sweep.confirm.margin:g} nats"),
         ("learning rates", ", ".join(map(parts.rate, plan.lr_grid))),
         ("seeds", f"search {plan.search_seed}; confirm {confirmed}"),
@@ -197,6 +198,22 @@ def _design(plan: Plan, wanted: "Detection | None") -> list[tuple[str, str | Tex
         ("time", time),
         *_speed(plan),
     ]
+
+
+def _second(plan: Plan) -> list[tuple[str, str]]:
+    """What the same runs say in the other currency, or what it would cost to know."""
+    found = readings.foreseen(plan)
+    if found is None:
+        return []
+    again = f"budget.match={found.currency} would cost {units.compute(found.cost_mflop)}"
+    told = f"not from these runs: no evaluations of all arms lie at a constant learning rate; {again}"
+    if not found.cost_mflop:
+        told = "the same: arms have equal FLOPs and tokens"
+    elif found.amount is not None:
+        tokens = found.currency == "tokens"
+        at = f"{units.count(found.amount)} tokens" if tokens else units.compute(found.amount)
+        told = f"from the same runs at {at}, before the learning rate decays; to the end, {again}"
+    return [(f"at equal {'FLOPs' if found.currency == 'flops' else found.currency}", told)]
 
 
 def _speed(plan: Plan) -> list[tuple[str, str]]:

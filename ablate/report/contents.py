@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from ablate import matching
-from ablate.records import StudyView, TrialRow
+from ablate.records import StudyView, TrialRow, Verdict
 from ablate.report import formats
 from ablate.report.arms import Arm, confirmed, final_loss, mean, printable
 from ablate.report.table import Column, Row, Table, plain
@@ -45,6 +45,7 @@ def contrasts(view: StudyView, arms: dict[str, Arm]) -> Table:
                 "delta": verdict.delta if verdict else None,
                 "low": verdict.low if verdict else None,
                 "high": verdict.high if verdict else None,
+                **_second(verdict),
                 "p_t": verdict.p_t if verdict else None,
                 "p_holm": verdict.p_holm if verdict else None,
                 "p_flip": verdict.p_flip if verdict else None,
@@ -86,6 +87,7 @@ def _contrast_columns(arms: dict[str, Arm]) -> list[Column]:
         Column("Verdict", lambda r: KINDS[r["verdict"]], False, effect, "badge", paper=True),
         Column("Seeds", lambda r: _of(r["n"], r["planned"]), group=effect, paper=True),
         Column("Δ loss [95 % interval], nats", _interval, group=effect, wide=True, paper=True),
+        Column("Δ, second reading", _second_interval, group=effect, wide=True),
         Column("p, Holm", lambda r: formats.probability(r["p_holm"]), group=effect, paper=True),
         Column("p, sign flip", lambda r: formats.probability(r["p_flip"]), group=effect, paper=True),
         Column("p, equivalence", lambda r: formats.probability(r["p_tost"]), group=effect),
@@ -268,6 +270,25 @@ def _interval(row: Row) -> str:
     if row["delta"] is None:
         return formats.ABSENT
     return f"{formats.signed(row['delta'])} [{formats.signed(row['low'])}, {formats.signed(row['high'])}]"
+
+
+def _second(verdict: Verdict | None) -> Row:
+    """The reading at equal amounts of the other currency."""
+    found = verdict.second if verdict else None
+    return {
+        "second_currency": found.currency if found else None,
+        "second_amount": found.amount if found else None,
+        "second_delta": found.delta if found else None,
+        "second_low": found.low if found else None,
+        "second_high": found.high if found else None,
+    }
+
+
+def _second_interval(row: Row) -> str:
+    if row["second_delta"] is None:
+        return formats.ABSENT
+    interval = f"[{formats.signed(row['second_low'])}, {formats.signed(row['second_high'])}]"
+    return f"{formats.signed(row['second_delta'])} {interval} at equal {row['second_currency']}, before the decay"
 
 
 def _tuned(row: Row) -> str:
