@@ -58,7 +58,7 @@ class Storm:
 
 def main() -> None:
     """Run both sweeps, print what was found, and fail where it is not as promised."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the storm")
     parser.add_argument("--per-trial", default="5 GFLOP", help="compute of one trial")
