@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -253,8 +254,10 @@ def _kill(process: psutil.Process) -> bool:
 
 
 def _answer(name: str, home: Home) -> dict[str, Any]:
+    """What `ablate verdict` says, without the measured time that is in its sentences."""
     line = [sys.executable, "-m", "ablate.cli", "verdict", name, "--home", str(home.root), "--json"]
-    return json.loads(subprocess.run(line, capture_output=True, check=True).stdout)
+    said = subprocess.run(line, capture_output=True, check=True, text=True).stdout
+    return json.loads(re.sub(r", wall [+-]?\d+%", "", said))
 
 
 def _numbers(view: StudyView, home: Home) -> dict[str, Any]:
