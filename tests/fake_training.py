@@ -30,7 +30,8 @@ def train(
 ) -> TrialResult:
     """Steps that sleep. The state is a hash over all steps: a resumed run is told from a broken one.
 
-    An arm called `breaks` raises, `diverges` diverges half way, and `poison` kills its process there.
+    An arm called `breaks` raises, `diverges` diverges half way, `poison` kills its process there, and `hangs`
+    runs in circles there, the first time that anybody trains it.
     """
     checkpoint = workdir / "checkpoint.json"
     step, state = 0, "start"
@@ -47,6 +48,10 @@ def train(
                 os.kill(os.getpid(), signal.SIGKILL)
             if spec.arm == "diverges" and step >= spec.steps // 2:
                 return _result(spec, step + 1, "diverged", math.log(512), "", "loss above ln(vocabulary)")
+            if spec.arm == "hangs" and step >= spec.steps // 2 and not list(workdir.parent.glob("*/hung")):
+                (workdir / "hung").touch()
+                while True:
+                    pass
             if step_seconds:
                 time.sleep(step_seconds)
             state = hashlib.sha256(f"{state} {step} {spec.seed}".encode()).hexdigest()

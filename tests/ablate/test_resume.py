@@ -7,8 +7,11 @@ every later checkpoint as a whole, and what is left at the end.
 import copy
 import dataclasses
 import itertools
+import os
 import random
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 from ablate import checkpoint, data, training
 from ablate.data import Corpus
+from ablate.errors import Superseded
 from ablate.home import Home
 from ablate.model import LanguageModel
 from ablate.records import TrialResult, TrialSpec
@@ -67,8 +71,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return data.prepare(_data(folder), Home(folder / "home"))
 
 
-@pytest.fixture(autouse=True)
-def _keep_every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint of a run stays."""
     monkeypatch.setattr(checkpoint, "KEPT", 10**6)
 
 
@@ -138,6 +143,7 @@ def _name(case: Case) -> str:
     return "-".join(map(str, case))
 
 
+@pytest.mark.usefixtures("_all_kept")
 @pytest.mark.parametrize("case", covering(), ids=_name)
 def test_every_level_of_every_choice_resumes_in_the_same_bits(
     case: Case, corpus: Corpus, tmp_path: Path
@@ -146,12 +152,14 @@ def test_every_level_of_every_choice_resumes_in_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_all_kept")
 @pytest.mark.parametrize("case", PRODUCT, ids=_name)
 def test_all_choices_together_resume_in_the_same_bits(case: Case, corpus: Corpus, tmp_path: Path) -> None:
     check(_case(corpus, case), corpus, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_all_kept")
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.slot}={entry.name}")
 def test_every_entry_resumes_in_the_same_bits(entry: Entry, corpus: Corpus, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"num_hidden_layers": 2, "compress_ratios": "csa@4,swa", "num_hash_layers": 0}
@@ -177,6 +185,7 @@ def test_the_optimizers_keep_state_that_checkpoints_hold(corpus: Corpus, tmp_pat
         assert len(names) >= sum(name.startswith("model/") for name in saved.tensors) / 2, optimizer
 
 
+@pytest.mark.usefixtures("_all_kept")
 def test_random_numbers_that_components_draw_go_on_where_they_were(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,3 +210,105 @@ def test_random_numbers_that_components_draw_go_on_where_they_were(
     for step in range(1, STEPS):
         rest = drawn[STEPS + sum(STEPS - k for k in range(1, step)) :][: STEPS - step]
         assert rest == whole[step:]
+
+
+@pytest.fixture(scope="module")
+def ended(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSpec, TrialResult, Path]:
+    """A trial as it is left when nobody settles it: its last two checkpoints are there."""
+    spec = _case(corpus, (OPTIMIZERS[0], ROUTERS[0], "none", "sparse", False))
+    folder = tmp_path_factory.mktemp("ended")
+    result = training.train(spec, corpus, folder, Purse())
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000003", "step-000000004"]
+    return spec, result, folder
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda newest: _flip(newest / checkpoint.STATE),
+        lambda newest: _flip(newest / checkpoint.META),
+        lambda newest: _flip(newest / checkpoint.MANIFEST),
+        lambda newest: os.truncate(newest / checkpoint.STATE, 1000),
+        lambda newest: (newest / checkpoint.MANIFEST).unlink(),
+    ],
+    ids=["bit of state", "bit of meta", "bit of manifest", "torn state", "no manifest"],
+)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(
+    harm: Callable[[Path], None],
+    ended: tuple[TrialSpec, TrialResult, Path],
+    corpus: Corpus,
+    tmp_path: Path,
+) -> None:
+    spec, whole, folder = ended
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (again / checkpoint.WEIGHTS).unlink()
+    harm(again / "step-000000004")
+    purse = Purse()
+    done = training.train(spec, corpus, again, purse)
+    assert purse.paid == [3, 4]
+    (told,) = purse.told
+    assert "step-000000004 is damaged" in told
+    assert _facts(done) == _facts(whole)
+    assert (again / checkpoint.WEIGHTS).read_bytes() == (folder / checkpoint.WEIGHTS).read_bytes()
+
+
+def test_with_every_checkpoint_damaged_a_trial_begins_anew(
+    ended: tuple[TrialSpec, TrialResult, Path], corpus: Corpus, tmp_path: Path
+) -> None:
+    spec, whole, folder = ended
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    for path in again.glob(f"step-*/{checkpoint.STATE}"):
+        _flip(path)
+    purse = Purse()
+    assert _facts(training.train(spec, corpus, again, purse)) == _facts(whole)
+    assert purse.paid == list(range(STEPS))
+    assert len(purse.told) == 2
+
+
+def test_a_process_that_wakes_up_late_takes_nothing_from_the_one_that_went_on(tmp_path: Path) -> None:
+    for step in (20, 30, 40, 25):
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(step, {"x": torch.full((3,), float(step))}, {}))
+    found, passed_over = checkpoint.load(tmp_path)
+    assert found is not None
+    assert (found.step, passed_over) == (40, [])
+
+
+def test_an_attempt_that_is_no_longer_the_current_one_publishes_no_weights(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    class Late(Purse):
+        def durable(self, step: int) -> None:
+            if step == STEPS:
+                raise Superseded
+
+    spec = _case(corpus, (OPTIMIZERS[0], ROUTERS[0], "none", "sparse", False))
+    with pytest.raises(Superseded):
+        training.train(spec, corpus, tmp_path, Late())
+    assert not (tmp_path / checkpoint.WEIGHTS).exists()
+    assert not list(tmp_path.glob(f"{checkpoint.PART}*"))
+
+
+def test_a_signal_during_the_last_step_ends_a_trial_that_is_complete(
+    corpus: Corpus, ended: tuple[TrialSpec, TrialResult, Path], tmp_path: Path
+) -> None:
+    spec, whole, _ = ended
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+
+    class Signalled(Purse):
+        def debit(self, step: int, steps: int) -> None:
+            super().debit(step, steps)
+            if step == STEPS - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        assert _facts(training.train(spec, corpus, tmp_path, Signalled())) == _facts(whole)
+    finally:
+        signal.signal(signal.SIGTERM, before)
