@@ -58,7 +58,9 @@ def open_storage(home: Home, look_only: bool = False) -> RDBStorage:
     if home.storage:
         options |= {"pool_pre_ping": True, "pool_size": 1}
     try:
-        with nullcontext() if look_only else storage.exclusive(home, "optuna"):  # two studies may be the first
+        with (
+            nullcontext() if look_only else storage.exclusive(home, "optuna")
+        ):  # two studies may be the first
             opened = RDBStorage(
                 address.render_as_string(),
                 engine_kwargs=options,
