@@ -4,12 +4,13 @@ import os
 import platform
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from ablate import units
-from ablate.errors import BadInputError
+from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 
 PACKAGES = (
@@ -45,10 +46,10 @@ def examine(home: Home) -> list[Check]:
             checks.append(Check(package, False, "is not installed"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     checks += [Check("cores", True, f"{cores} usable of {os.cpu_count()}"), _devices(), _home(home)]
-    checks += [
-        _database(name, path) for name, path in (("study database", home.database), ("optuna", home.optuna))
-    ]
-    return checks
+    if home.storage:
+        return [*checks, _server(home)]
+    files = (("study database", home.database), ("optuna", home.optuna))
+    return checks + [_database(name, path) for name, path in files]
 
 
 def show(checks: list[Check]) -> None:
@@ -78,6 +79,26 @@ def _home(home: Home) -> Check:
     except BadInputError as error:
         return Check("home", False, str(error))
     return Check("home", True, f"{home.root}, {units.size(shutil.disk_usage(home.root).free)} free")
+
+
+def _server(home: Home) -> Check:
+    """Whether the server takes studies, how fast it answers, and how far its clock is from this machine's."""
+    from sqlalchemy import select
+
+    from ablate import db
+
+    try:
+        engine = db.connect(home)
+        begun, here = time.perf_counter(), time.time()
+        with db.reading(engine) as connection:
+            ahead = connection.execute(select(db.now())).scalar_one() - here
+            version = connection.exec_driver_sql("SHOW server_version").scalar_one()
+    except AblateError as error:
+        return Check("study database", False, str(error))
+    answer = (
+        f"answers in {1000 * (time.perf_counter() - begun):.0f} ms, its clock {float(ahead):+.1f} s from here"
+    )
+    return Check("study database", True, f"{home.storage}, PostgreSQL {version}, {answer}")
 
 
 def _database(name: str, path: os.PathLike[str]) -> Check:

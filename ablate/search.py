@@ -16,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import inspect
+from sqlalchemy.exc import OperationalError
 
 from ablate import faults, storage
 from ablate.home import Home
@@ -56,13 +57,20 @@ def open_storage(home: Home, look_only: bool = False) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": storage.arguments(address)}
     if home.storage:
         options |= {"pool_pre_ping": True, "pool_size": 1}
-    with nullcontext() if look_only else storage.exclusive(home, "optuna"):  # two studies may be the first
-        opened = RDBStorage(
-            address.render_as_string(),
-            engine_kwargs=options,
-            skip_compatibility_check=look_only,
-            skip_table_creation=look_only,
-        )
+    try:
+        with (
+            nullcontext() if look_only else storage.exclusive(home, "optuna")
+        ):  # two studies may be the first
+            opened = RDBStorage(
+                address.render_as_string(),
+                engine_kwargs=options,
+                skip_compatibility_check=look_only,
+                skip_table_creation=look_only,
+            )
+    except OperationalError as error:  # the hooks that tell a lost server apart come after this
+        if not home.storage:
+            raise
+        raise storage.StorageError(f"storage={home.storage}: {error.orig}") from error
     (storage.look_only if look_only else storage.harden)(opened.engine)
     opened.engine.dispose()  # connections from before the hooks
     return opened

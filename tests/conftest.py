@@ -44,6 +44,5 @@ def _home(request: pytest.FixtureRequest, folder: Path) -> Iterator[Home]:
         yield Home(folder)
         return
     with request.getfixturevalue("postgres").database() as address:
-        home = Home(folder, server(address))
-        yield home
-        db.connect(home).dispose()
+        yield Home(folder, server(address))
+        db._engine.cache_clear()

@@ -30,12 +30,13 @@ from ledger_facts import (
 from sqlalchemy import select, update
 
 from ablate import db, ledger, queue, stored
+from ablate.enrolment import Overtaken
 from ablate.errors import StopTraining, Superseded
 from ablate.home import Home
 from ablate.ledger import LedgerError
 from ablate.records import Plan
 from ablate.rounds import Slot
-from ablate.scheduler import Scheduler, _Overtaken
+from ablate.scheduler import Scheduler
 
 _numbers = itertools.count()
 
@@ -97,7 +98,7 @@ class World:
         if (study, slot.key) in self.slots:
             try:
                 scheduler._enqueue(slot)
-            except _Overtaken:
+            except Overtaken:
                 self.seen["enqueued twice"] += 1
                 return
             raise AssertionError(f"slot {slot.key} of {study} was enqueued twice")

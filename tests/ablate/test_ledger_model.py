@@ -215,12 +215,10 @@ MISTAKES = {
         "meter:TrialMeter._resume", "is not None", "is None and False"
     ),
     "less is reserved than the trial may spend": _mistake(
-        "scheduler:Scheduler._enqueue",
-        "ledger.reserve(connection, self._study, phase, spec.allowance_mflop,",
-        "ledger.reserve(connection, self._study, phase, spec.allowance_mflop - 1,",
+        "enrolment:enrol", "amount = spec.allowance_mflop", "amount = spec.allowance_mflop - 1"
     ),
     "a failed trial is taken for a result": _mistake(
-        "scheduler:Scheduler._known", '("complete", "diverged")', '("complete", "diverged", "failed")'
+        "enrolment:known", '("complete", "diverged")', '("complete", "diverged", "failed")'
     ),
     "a stop is heard after paying": _mistake("meter:TrialMeter._settle", "if not stopping:", "if True:"),
 }

@@ -13,12 +13,13 @@ import small_studies
 from sqlalchemy import select
 
 from ablate import db, ledger, queue, storage, study
+from ablate.enrolment import Overtaken
 from ablate.errors import Superseded
 from ablate.home import Home
 from ablate.ledger import LedgerError
 from ablate.meter import TrialMeter
 from ablate.rounds import Slot
-from ablate.scheduler import Scheduler, _Overtaken
+from ablate.scheduler import Scheduler
 
 STEPS, MFLOP = 12, small_studies.STEP_MFLOP
 THREADS = 8
@@ -137,7 +138,7 @@ class Storm:
                         self.seen["reaped"] += len(queue.reap(connection, self.name, 1000))
                     place = rng.randrange(10**6)
                     phase = rng.choice(("search", "confirm"))
-                    with contextlib.suppress(_Overtaken):
+                    with contextlib.suppress(Overtaken):
                         self.seen["enqueued"] += scheduler._enqueue(
                             Slot(f"{phase}/{place}", phase, "dense", 0, place, 3e-3)
                         )

@@ -254,9 +254,11 @@ def test_meter_pays_in_chunks_of_half_a_second(home):
     name, _ = fill(home, 1)
     engine = db.connect(home)
     meter = TrialMeter(engine, name, claim(home, name, "w1"), 60)
+    begun = time.monotonic()
     for step in range(STEPS):
         meter.debit(step, 1)
         time.sleep(0.02)
+    halves = (time.monotonic() - begun) / 0.5
     with engine.begin() as connection:
         kinds = connection.execute(select(db.ledger.c.kind)).scalars().all()
-    assert kinds.count("debit") <= 5, "0.8 s of work in a few transactions"
+    assert kinds.count("debit") <= 4 + halves, "0.8 s of work in a few transactions"
