@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from ablate.schema import Run
 from ablate.searched import Searched
+from ablate.stages import Stage, charge
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -26,6 +27,7 @@ class ArmPlan:
         step_mflop: charge of one optimizer step, rounded up; with `optimizer_flops` where arms differ in
             their optimizer.
         tokens: training tokens of one trial.
+        early: stages of its curriculum before the last, which is as configured and has the other steps.
         mismatch: relative difference to the baseline of what the budget does not make equal to the step, by
             currency (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`; `wall_clock` where speeds are measured).
         resolved: sizes that the budget's currency changed, by key of `model`: before, and as they are.
@@ -46,6 +48,12 @@ class ArmPlan:
     mismatch: dict[str, float]
     optimizer_flops: int = 0
     resolved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    early: tuple[Stage, ...] = ()
+
+    @property
+    def mflop(self) -> int:
+        """What one trial costs."""
+        return charge(self.early, self.step_mflop, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +155,8 @@ class TrialSpec:
         fingerprint: content hash of all that decides the result (not of arm, phase or study names).
         run: `schema.to_dict` of the arm's configuration, learning rate applied.
         steps: optimizer steps that the allowance pays for.
+        step_mflop: charge of a step, but for those of `early`.
+        early: stages of a curriculum before the last, which is as configured and has the other steps.
     """
 
     fingerprint: str
@@ -159,11 +169,16 @@ class TrialSpec:
     steps: int
     step_mflop: int
     data_fingerprint: str
+    early: tuple[Stage, ...] = ()
 
     @property
     def allowance_mflop(self) -> int:
         """What the whole trial costs."""
-        return self.steps * self.step_mflop
+        return self.charge(self.steps)
+
+    def charge(self, steps: int) -> int:
+        """MFLOP of its first `steps` steps."""
+        return charge(self.early, self.step_mflop, steps)
 
 
 @dataclass(frozen=True, kw_only=True)

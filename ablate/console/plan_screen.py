@@ -74,7 +74,7 @@ def _arms(plan: Plan, width: int) -> Table:
             "KV bytes\nper token": _bytes(arm.kv_bytes_per_token),
             "\nsteps": f"{arm.steps:,}",
             "tokens\nseen": units.count(arm.tokens),
-            "FLOP per\ntrial": _short(arm.steps * arm.step_mflop * units.MFLOP),
+            "FLOP per\ntrial": _short(arm.mflop * units.MFLOP),
         }
         name = Text(parts.words(arm.name), style="bold")
         if arm.is_baseline:
@@ -101,7 +101,7 @@ def _bytes(value: float) -> str:
 def _equality(plan: Plan) -> Text:
     match = plan.run.budget.match
     tokens = {arm.tokens for arm in plan.arms}
-    shortfall = max(1 - arm.steps * arm.step_mflop / plan.trial_mflop for arm in plan.arms)
+    shortfall = max(1 - arm.mflop / plan.trial_mflop for arm in plan.arms)
     text = Text("Equal between arms: ").append(matching.WORDS[match], style="bold")
     if match == "wall_clock":
         seconds = max(speed.step_seconds * plan.arm(speed.arm).steps for speed in plan.speeds)
