@@ -4,6 +4,7 @@ Compute is charged stage by stage (methodology §A1): the price of a step is exa
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -169,9 +170,9 @@ def solve(
             if count < 1:
                 mflop = charges[name][index]
                 raise BadInputError(
-                    f"arm '{name}': {KEY}[{index}].share={stretch.share:g} of {units.compute(allowance)} per trial "
-                    f"is less than one step of that stage, {units.compute(mflop)}. Allowed: at least "
-                    f"{mflop / allowance:.2g}, or a larger budget.per_trial."
+                    f"arm '{name}': {KEY}[{index}].share={stretch.share:g} of {units.compute(solved.mflop)} per "
+                    f"trial is less than one step of that stage, {units.compute(mflop)}. Allowed: at least "
+                    f"{math.ceil(1e4 * mflop / solved.mflop) / 1e4:g}, or a larger budget.per_trial."
                 )
     return found
 

@@ -271,8 +271,7 @@ class _Driver(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         trial = self._trial
-        if self._attention != stages.WARMUP:  # which leaves all but indexers alone
-            trial.model.after_step()
+        trial.model.after_step()
         trial.step += 1
         ends = trial.step in self._evaluations
         if ends or trial.step % self._look == 0:
