@@ -287,9 +287,10 @@ def _before_decay(e: Evidence, axis: str) -> tuple[list[float], list[float]] | N
     """Held-out losses of all pairs at the last amount of `axis` that all trials reach before their decay."""
     curves = []
     for row in (row for pair in e.pairs for row in pair):
-        upto = (1 - e.plan.run.optimizer.decay) * row.spec.steps
+        upto = (1 - e.plan.run.optimizer.decay) * row.spec.allowance_mflop
         points = row.result.curve if row.result else ()
-        seen = [(getattr(p, axis), p.val_loss) for p in points if p.val_loss is not None and p.step <= upto]
+        early = [p for p in points if p.val_loss is not None and row.spec.charge(p.step) <= upto]
+        seen = [(getattr(p, axis), p.val_loss) for p in early]
         if not seen or row.state == "diverged":
             return None
         curves.append(seen)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 from ablate import optimization, units
 from ablate.errors import BadInputError
@@ -18,8 +19,11 @@ from components.slots import Indexer
 from components.spec import Layer, NoOptions
 
 
-def check(run: Run, variant: Variant, arm: str) -> None:
+def check(run: Run, variant: Variant, named: str) -> None:
     """Whether a model can train in all stages of its curriculum.
+
+    Args:
+        named: whose it is, for messages.
 
     Raises:
         BadInputError: names the stage, the value and what is allowed.
@@ -29,10 +33,10 @@ def check(run: Run, variant: Variant, arm: str) -> None:
         try:
             variant.check(stretch.seq_len, f"{key}.seq_len")
         except (BadInputError, ValueError) as error:
-            raise BadInputError(f"arm '{arm}', {key}: {error}") from error
+            raise BadInputError(f"{named}, {key}: {error}") from error
         if stretch.attention == SPARSE:
             continue
-        given = f"arm '{arm}': {key}.attention={stretch.attention}"
+        given = f"{named}: {key}.attention={stretch.attention}"
         if not any(_chooses(variant, layer, stretch.seq_len) for layer in variant.layers):
             raise BadInputError(
                 f"{given} has nothing to do: no layer of {variant.schedule} chooses among compressed entries at "
@@ -93,6 +97,28 @@ def _all_chosen(variant: Variant) -> Variant:
     return dataclasses.replace(
         variant, slots=tuple(everything if slot[0] == "indexer" else slot for slot in variant.slots)
     )
+
+
+def priced(run: Run, variant: Variant) -> list[dict[str, Any]]:
+    """The stretches of a curriculum as data, with what a step of each takes, the optimizer left out."""
+    return [
+        dataclasses.asdict(stretch)
+        | {
+            "batch_size": run.trainer.batch_size * run.trainer.seq_len // stretch.seq_len,
+            "train_flops_per_step": step_flops(run, variant, stretch, with_optimizer=False),
+        }
+        for stretch in read(run.trainer)
+    ]
+
+
+def warnings(run: Run, variant: Variant) -> list[str]:
+    """What `variant.warnings` says of the configuration, and of shorter sequences before it beyond that."""
+    found = variant.warnings(run.trainer.seq_len)
+    for index, stretch in enumerate(read(run.trainer)[:-1]):
+        if stretch.attention == SPARSE:
+            new = [text for text in variant.warnings(stretch.seq_len) if text not in found]
+            found += [f"{KEY}[{index}]: {text}" for text in new]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     warnings: list[str] = []
     arms = _arms(run, variants, costs, updates, flops, solved, resolved, seconds)
     for arm in arms:
-        warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
+        warnings += [f"{arm.name}: {text}" for text in curriculum.warnings(arm.run, arm.variant)]
     short = min(arms, key=lambda arm: arm.steps)
     if short.steps < SHORT_RUN:
         warnings.append(
@@ -151,7 +151,7 @@ def _variant(applied: schema.Run, name: str, vocab_size: int) -> Variant:
         variant.check(applied.trainer.seq_len)
     except (BadInputError, ValueError) as error:
         raise BadInputError(f"arm '{name}': {error}") from error
-    curriculum.check(applied, variant, name)
+    curriculum.check(applied, variant, f"arm '{name}'")
     return variant
 
 

@@ -1,5 +1,6 @@
 """What passes between the parts of a study: arms, plans, trials, results, verdicts. Frozen, JSON-able where stored."""
 
+import bisect
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -179,6 +180,18 @@ class TrialSpec:
     def charge(self, steps: int) -> int:
         """MFLOP of its first `steps` steps."""
         return charge(self.early, self.step_mflop, steps)
+
+    def progress(self, step: int) -> float:
+        """Share of its compute that is spent when step number `step` (from 0) is half done."""
+        return (self.charge(step) + self.charge(step + 1)) / (2 * self.allowance_mflop)
+
+    def reached(self, parts: int) -> set[int]:
+        """Numbers of steps that spend 1, 2, … of `parts` equal shares of its compute; all of them at last."""
+        steps = range(self.steps + 1)
+        return {
+            bisect.bisect_left(steps, self.allowance_mflop * i, key=lambda step: self.charge(step) * parts)
+            for i in range(1, parts + 1)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

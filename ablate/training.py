@@ -4,7 +4,6 @@ Lightning drives the steps. Payment, evaluation, checkpoints and the learning ra
 so a trial that is stopped and resumed computes what an undisturbed one does, bit for bit on a CPU.
 """
 
-import bisect
 import hashlib
 import logging
 import math
@@ -247,7 +246,7 @@ class _Driver(Callback):
         settings = trial.run.trainer
         self._trial, self._workdir, self._meter = trial, workdir, meter
         self._every, self._after = settings.checkpoint_seconds, settings.checkpoint_steps
-        self._evaluations = _reached(trial.spec, settings.evals)
+        self._evaluations = trial.spec.reached(settings.evals)
         self._look = max(1, trial.spec.steps // _LOOKS)
         self._attention = ""
         self._saved = time.monotonic()
@@ -262,7 +261,7 @@ class _Driver(Callback):
         self._meter.debit(trial.step, 1)
         self._began = time.perf_counter()
         self._enter()
-        progress = _progress(trial.spec, trial.step)
+        progress = trial.spec.progress(trial.step)
         share = optimization.rate(progress, trial.run.optimizer)
         optimization.set_rate(trainer.optimizers[0], share)
         trial.model.mtp.decaying(optimization.decays(progress, trial.run.optimizer))
@@ -344,17 +343,6 @@ class _Stream(IterableDataset[Batch]):
         for step in self._range:
             batch, stage = self._corpus.batch(self._seed, step, *self._shape), stages.at(self._early, step)
             yield batch.cut(stage.seq_len) if stage else batch
-
-
-def _progress(spec: TrialSpec, step: int) -> float:
-    """Share of the trial's compute that is spent when the step is half done."""
-    return (spec.charge(step) + spec.charge(step + 1)) / (2 * spec.allowance_mflop)
-
-
-def _reached(spec: TrialSpec, parts: int) -> set[int]:
-    """The steps after which equal shares of the compute are spent, the last step among them."""
-    spent = [spec.charge(step) * parts for step in range(spec.steps + 1)]
-    return {bisect.bisect_left(spent, spec.allowance_mflop * i) for i in range(1, parts + 1)}
 
 
 def _loader(trial: _Trial) -> "DataLoader[Batch]":

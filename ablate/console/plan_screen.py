@@ -7,8 +7,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, effects, matching, space, units
-from ablate.console import parts
+from ablate import designs, effects, matching, space, stages, units
+from ablate.console import parts, stage_table
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.throughput import TIMED, WARM
 
@@ -30,6 +30,9 @@ def plan(plan: Plan, wanted: "Detection | None" = None) -> None:
     console.print(_equality(plan))
     if any(arm.optimizer_flops for arm in plan.arms):
         console.print(_optimizers(plan))
+    if any(arm.early for arm in plan.arms):
+        console.print(parts.heading("Curricula"))
+        console.print(stage_table.curricula(plan.arms))
     console.print(parts.heading("Budget"))
     console.print(_budget(plan))
     console.print(parts.heading("Design"))
@@ -46,6 +49,8 @@ def differs(plan: Plan, arm: ArmPlan) -> str:
     if len(schedules) > 1:
         overrides.pop("model.compress_ratios", None)
         told.append(arm.variant.schedule)
+    if overrides.pop(stages.KEY, None):
+        told.append(stages.text(arm.run.trainer))
     told += [f"{key}={_value(value)}" for key, value in overrides.items()]
     told += matching.told(arm.resolved)
     return parts.words(", ".join(told)) or "as configured"
