@@ -11,8 +11,8 @@ from typing import Any
 
 from ablate import optimization, units
 from ablate.errors import BadInputError
-from ablate.schema import Run, Stretch, Trainer
-from ablate.stages import DENSE, KEY, SPARSE, WARMUP, Stage, charge, exact, read
+from ablate.schema import Budget, Run, Stretch, Trainer
+from ablate.stages import DENSE, KEY, SPARSE, WARMUP, Stage, Staged, exact, read, text
 from ablate.variant import Variant
 from components import registry
 from components.slots import Indexer
@@ -121,26 +121,6 @@ def warnings(run: Run, variant: Variant) -> list[str]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Solved:
-    """An arm's training: `steps` in all, those of `early` before the others, which cost `step_mflop` each."""
-
-    early: tuple[Stage, ...]
-    steps: int
-    step_mflop: int
-
-    @property
-    def mflop(self) -> int:
-        """What it costs."""
-        return charge(self.early, self.step_mflop, self.steps)
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Steps of every stage, the last one included."""
-        before = [stage.steps for stage in self.early]
-        return (*before, self.steps - sum(before))
-
-
 def flops(run: Run, variant: Variant, with_optimizer: bool) -> tuple[int, ...]:
     """`step_flops` of every stage."""
     return tuple(step_flops(run, variant, stretch, with_optimizer) for stretch in read(run.trainer))
@@ -151,7 +131,7 @@ def rounded(flops: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-amount // units.MFLOP) for amount in flops)
 
 
-def by_compute(trainer: Trainer, charges: Sequence[int], allowance: int) -> Solved:
+def by_compute(trainer: Trainer, charges: Sequence[int], allowance: int) -> Staged:
     """Steps that an allowance pays for; what is left is less than one step of the last stage.
 
     What a stage leaves of its share, less than one of its steps, goes to the stage after it.
@@ -164,27 +144,55 @@ def by_compute(trainer: Trainer, charges: Sequence[int], allowance: int) -> Solv
     return _solved(trainer, charges, counts)
 
 
-def by_steps(trainer: Trainer, charges: Sequence[int], steps: int) -> Solved:
+def by_steps(trainer: Trainer, charges: Sequence[int], steps: int) -> Staged:
     """So many steps, of whose compute every stage has its share, to the nearest step before its end."""
     lengths = [exact(s.share) / mflop for s, mflop in zip(read(trainer), charges, strict=True)]
     ends = [int(steps * sum(lengths[: i + 1]) / sum(lengths)) for i in range(len(lengths))]
     return _solved(trainer, charges, [end - begin for begin, end in zip([0, *ends], ends, strict=False)])
 
 
+def refuse_times(budget: Budget, trainers: Mapping[str, Trainer]) -> None:
+    """Refuse a budget that depends on how long a step takes: that is measured for the configuration alone.
+
+    Raises:
+        BadInputError: it does, and an arm has a curriculum.
+    """
+    if budget.match == "wall_clock":
+        given, allowed = "budget.match=wall_clock", "flops, tokens"
+    else:
+        given, allowed = f"budget.total={budget.total}, budget.per_trial={budget.per_trial}", "FLOPs"
+    for name, trainer in trainers.items():
+        if trainer.curriculum:
+            raise BadInputError(
+                f"{given} is not possible with {KEY}={text(trainer)} (arm '{name}'): time per step is measured for "
+                f"the configuration alone. Allowed: {allowed}."
+            )
+
+
 def solve(
-    trainers: Mapping[str, Trainer], charges: Mapping[str, Sequence[int]], allowance: int, equal_steps: bool
-) -> dict[str, Solved]:
+    trainers: Mapping[str, Trainer],
+    charges: Mapping[str, Sequence[int]],
+    allowance: int,
+    plain: Mapping[str, int],
+    match: str,
+) -> dict[str, Staged]:
     """Every arm's training, none above the allowance.
 
     Args:
-        equal_steps: as many for all arms, which is as many tokens; else every arm gets what it can pay for.
+        plain: steps of every arm, were all of them as configured.
+        match: what the budget makes equal. Equal tokens are equal steps.
 
     Raises:
         BadInputError: a stage has no step.
     """
-    found = {name: by_compute(trainers[name], charges[name], allowance) for name in trainers}
-    steps = min(solved.steps for solved in found.values())
-    if equal_steps:
+    found = {
+        name: by_compute(trainer, charges[name], allowance)
+        if trainer.curriculum
+        else Staged(steps=plain[name], step_mflop=charges[name][0])
+        for name, trainer in trainers.items()
+    }
+    if match == "tokens" and any(trainer.curriculum for trainer in trainers.values()):
+        steps = min(by_compute(trainers[name], charges[name], allowance).steps for name in trainers)
         found = {name: by_steps(trainers[name], charges[name], steps) for name in trainers}
         while any(
             solved.mflop > allowance for solved in found.values()
@@ -192,6 +200,8 @@ def solve(
             steps -= 1
             found = {name: by_steps(trainers[name], charges[name], steps) for name in trainers}
     for name, solved in found.items():
+        if not trainers[name].curriculum:
+            continue
         for index, (count, stretch) in enumerate(zip(solved.counts, read(trainers[name]), strict=True)):
             if count < 1:
                 mflop = charges[name][index]
@@ -203,7 +213,7 @@ def solve(
     return found
 
 
-def _solved(trainer: Trainer, charges: Sequence[int], counts: Sequence[int]) -> Solved:
+def _solved(trainer: Trainer, charges: Sequence[int], counts: Sequence[int]) -> Staged:
     tokens = trainer.batch_size * trainer.seq_len
     early = tuple(
         Stage(
@@ -215,4 +225,4 @@ def _solved(trainer: Trainer, charges: Sequence[int], counts: Sequence[int]) -> 
         )
         for stretch, mflop, count in zip(read(trainer)[:-1], charges[:-1], counts[:-1], strict=True)
     )
-    return Solved(early, sum(counts), charges[-1])
+    return Staged(steps=sum(counts), step_mflop=charges[-1], early=early)

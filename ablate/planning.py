@@ -6,19 +6,17 @@ import json
 import operator
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablate import calibrate, durations, matching, open_search, schema, throughput, units, warm_start
 from ablate.division import SHORT_RUN, divide
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
+from ablate.stages import Staged
 from ablate.tree import apply_arm
 from ablate.variant import Variant
 from components.spec import FLOP_CONVENTION, Cost
-
-if TYPE_CHECKING:
-    from ablate.curriculum import Solved
 
 _IMMATERIAL = {
     "launcher": None,
@@ -175,7 +173,7 @@ def _arms(
     costs: dict[str, Cost],
     updates: dict[str, int],
     flops: dict[str, tuple[int, ...]],
-    solved: "dict[str, Solved]",
+    solved: dict[str, Staged],
     resolved: dict[str, matching.Resolved],
     seconds: dict[str, float],
 ) -> list[ArmPlan]:

@@ -1,6 +1,5 @@
 """What passes between the parts of a study: arms, plans, trials, results, verdicts. Frozen, JSON-able where stored."""
 
-import bisect
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from ablate.schema import Run
 from ablate.searched import Searched
-from ablate.stages import Stage, charge
+from ablate.stages import Staged
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -19,16 +18,15 @@ Outcome = Literal["complete", "diverged", "failed", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmPlan:
+class ArmPlan(Staged):
     """One arm, priced. All FLOPs are `afl-1`; per-token figures are averages over `trainer.seq_len`.
 
     Attributes:
         run: the configuration with the arm's overrides applied.
         optimizer_flops: FLOPs of the optimizer's own matrix products in one step.
-        step_mflop: charge of one optimizer step, rounded up; with `optimizer_flops` where arms differ in
+        step_mflop: charge of one optimizer step as configured; with `optimizer_flops` where arms differ in
             their optimizer.
         tokens: training tokens of one trial.
-        early: stages of its curriculum before the last, which is as configured and has the other steps.
         mismatch: relative difference to the baseline of what the budget does not make equal to the step, by
             currency (`flops`, `tokens`, `params`, `active_params`, `kv_bytes`; `wall_clock` where speeds are measured).
         resolved: sizes that the budget's currency changed, by key of `model`: before, and as they are.
@@ -43,18 +41,10 @@ class ArmPlan:
     train_flops_per_token: float
     kv_bytes_per_token: float
     decode_flops: int
-    step_mflop: int
-    steps: int
     tokens: int
     mismatch: dict[str, float]
     optimizer_flops: int = 0
     resolved: dict[str, tuple[int, int]] = field(default_factory=dict)
-    early: tuple[Stage, ...] = ()
-
-    @property
-    def mflop(self) -> int:
-        """What one trial costs."""
-        return charge(self.early, self.step_mflop, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +139,13 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec:
+class TrialSpec(Staged):
     """One training run, complete enough to repeat it anywhere. Stored as JSON.
 
     Attributes:
         fingerprint: content hash of all that decides the result (not of arm, phase or study names).
         run: `schema.to_dict` of the arm's configuration, learning rate applied.
         steps: optimizer steps that the allowance pays for.
-        step_mflop: charge of a step, but for those of `early`.
-        early: stages of a curriculum before the last, which is as configured and has the other steps.
     """
 
     fingerprint: str
@@ -167,31 +155,12 @@ class TrialSpec:
     seed: int
     lr: float
     run: dict[str, Any]
-    steps: int
-    step_mflop: int
     data_fingerprint: str
-    early: tuple[Stage, ...] = ()
 
     @property
     def allowance_mflop(self) -> int:
         """What the whole trial costs."""
-        return self.charge(self.steps)
-
-    def charge(self, steps: int) -> int:
-        """MFLOP of its first `steps` steps."""
-        return charge(self.early, self.step_mflop, steps)
-
-    def progress(self, step: int) -> float:
-        """Share of its compute that is spent when step number `step` (from 0) is half done."""
-        return (self.charge(step) + self.charge(step + 1)) / (2 * self.allowance_mflop)
-
-    def reached(self, parts: int) -> set[int]:
-        """Numbers of steps that spend 1, 2, … of `parts` equal shares of its compute; all of them at last."""
-        steps = range(self.steps + 1)
-        return {
-            bisect.bisect_left(steps, self.allowance_mflop * i, key=lambda step: self.charge(step) * parts)
-            for i in range(1, parts + 1)
-        }
+        return self.mflop
 
 
 @dataclass(frozen=True, kw_only=True)

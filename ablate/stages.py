@@ -5,6 +5,7 @@ all that it could choose from. It ends in the configuration itself, which is wha
 about. Every step of every stage has the same number of tokens, so step t of any two curricula reads the same text.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,22 +41,58 @@ class Stage:
     step_mflop: int
 
 
-def charge(early: Sequence[Stage], step_mflop: int, steps: int) -> int:
-    """MFLOP of the first `steps` steps: those of the early stages, then `step_mflop` each."""
-    total, rest = 0, steps
-    for stage in early:
-        done = min(rest, stage.steps)
-        total, rest = total + done * stage.step_mflop, rest - done
-    return total + rest * step_mflop
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """What a trial trains for: the steps of its early stages, then all others as configured.
 
+    Attributes:
+        steps: in all.
+        step_mflop: charge of a step, rounded up, but for those of `early`.
+        early: stages of a curriculum before the last; none without one.
+    """
 
-def at(early: Sequence[Stage], step: int) -> Stage | None:
-    """The early stage that step number `step` (from 0) belongs to, or None where it trains as configured."""
-    for stage in early:
-        if step < stage.steps:
-            return stage
-        step -= stage.steps
-    return None
+    steps: int
+    step_mflop: int
+    early: tuple[Stage, ...] = ()
+
+    @property
+    def mflop(self) -> int:
+        """What one trial costs."""
+        return self.charge(self.steps)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Steps of every stage, the last one included."""
+        before = [stage.steps for stage in self.early]
+        return (*before, self.steps - sum(before))
+
+    def charge(self, steps: int) -> int:
+        """MFLOP of the first `steps` steps."""
+        total, rest = 0, steps
+        for stage in self.early:
+            done = min(rest, stage.steps)
+            total, rest = total + done * stage.step_mflop, rest - done
+        return total + rest * self.step_mflop
+
+    def stage(self, step: int) -> Stage | None:
+        """The early stage that step number `step` (from 0) belongs to, or None where it trains as configured."""
+        for stage in self.early:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return None
+
+    def progress(self, step: int) -> float:
+        """Share of the compute that is spent when step number `step` is half done."""
+        return (self.charge(step) + self.charge(step + 1)) / (2 * self.mflop)
+
+    def reached(self, parts: int) -> set[int]:
+        """Numbers of steps that spend 1, 2, … of `parts` equal shares of the compute; all of them at last."""
+        steps = range(self.steps + 1)
+        return {
+            bisect.bisect_left(steps, self.mflop * i, key=lambda step: self.charge(step) * parts)
+            for i in range(1, parts + 1)
+        }
 
 
 def exact(share: float) -> Fraction:

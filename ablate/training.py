@@ -293,7 +293,7 @@ class _Driver(Callback):
 
     def _enter(self) -> None:
         """Begin the stage of the step at hand, if another one is on; evaluations are of that stage then too."""
-        stage = stages.at(self._trial.spec.early, self._trial.step)
+        stage = self._trial.spec.stage(self._trial.step)
         attention = stage.attention if stage else stages.SPARSE
         if attention != self._attention:
             staging.enter(self._trial.model, attention)
@@ -337,11 +337,11 @@ class _Stream(IterableDataset[Batch]):
         self._corpus, self._seed = trial.corpus, trial.spec.seed
         self._range = range(trial.step, trial.spec.steps)
         self._shape = trial.run.trainer.batch_size, trial.run.trainer.seq_len
-        self._early = trial.spec.early
+        self._spec = trial.spec
 
     def __iter__(self) -> Iterator[Batch]:
         for step in self._range:
-            batch, stage = self._corpus.batch(self._seed, step, *self._shape), stages.at(self._early, step)
+            batch, stage = self._corpus.batch(self._seed, step, *self._shape), self._spec.stage(step)
             yield batch.cut(stage.seq_len) if stage else batch
 
 

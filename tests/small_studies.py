@@ -9,7 +9,7 @@ from ablate import db, ledger, reading
 from ablate.home import Home
 from ablate.records import Plan, StudyView
 from ablate.scheduler import Scheduler
-from ablate.stages import Stage, charge
+from ablate.stages import Stage, Staged
 from ablate.worker import Train, Worker
 
 STEP_MFLOP = 7
@@ -43,7 +43,7 @@ def plan(
         ),
         launcher=dataclasses.replace(made.run.launcher, lease_seconds=lease, workers=workers),
     )
-    trial = charge(early, STEP_MFLOP, steps)
+    trial = Staged(steps=steps, step_mflop=STEP_MFLOP, early=early).mflop
     caps = {
         "search": len(arms) * (points + extensions) * trial,
         "confirm": len(arms) * replicates * trial,

@@ -58,7 +58,8 @@ def test_equal_tokens_are_equal_and_paid_for(parts: list[float], charges: list[i
     curricula = {"staged": [{"share": share} for share in parts], "plain": []}
     trainers = {name: Trainer(seq_len=64, batch_size=2, curriculum=c) for name, c in curricula.items()}
     priced = {"staged": charges[: len(parts)], "plain": charges[-1:]}
-    solved = curriculum.solve(trainers, priced, allowance, equal_steps=True)
+    plain = {name: allowance // mflops[-1] for name, mflops in priced.items()}
+    solved = curriculum.solve(trainers, priced, allowance, plain, "tokens")
     assert solved["staged"].steps == solved["plain"].steps
     assert max(s.mflop for s in solved.values()) <= allowance
     assert allowance - max(s.mflop for s in solved.values()) <= 5 * max(charges)
@@ -74,10 +75,12 @@ def test_a_charge_is_the_sum_over_its_steps(early: list[tuple[int, int]], last: 
         for steps, mflop in early
     )
     steps = [mflop for count, mflop in early for _ in range(count)] + [last] * 5
+    training = stages.Staged(steps=len(steps), step_mflop=last, early=made)
     for n in range(len(steps) + 1):
-        assert stages.charge(made, last, n) == sum(steps[:n])
+        assert training.charge(n) == sum(steps[:n])
+    assert training.mflop == sum(steps)
     for n, mflop in enumerate(steps):
-        stage = stages.at(made, n)
+        stage = training.stage(n)
         assert (stage.step_mflop if stage else last) == mflop
 
 

@@ -129,7 +129,7 @@ def test_only_what_a_stage_trains_moves(corpus: Corpus, tmp_path: Path) -> None:
     spec, states = _spec(corpus, ALL), []
     for stop in (1, COUNTS[0], sum(COUNTS[:2]), sum(COUNTS[:3])):
         training.train(spec, corpus, tmp_path, Purse(stop_before=stop))
-        saved = checkpoint.load(tmp_path)
+        saved, _ = checkpoint.load(tmp_path)
         assert saved is not None
         states.append({n: t for n, t in saved.tensors.items() if n.startswith(("model/", "optimizer/"))})
     for stage, moves in enumerate(({True, False}, {False}, {True})):
