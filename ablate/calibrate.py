@@ -63,7 +63,7 @@ def seconds(
         if run.trainer.device != "cpu":
             return None
         rate = matmul_rate(run.launcher.threads) * TYPICAL_SHARE
-    work = statistics.fmean(arm.steps * arm.step_mflop for arm in arms) * units.MFLOP * trials
+    work = statistics.fmean(arm.mflop for arm in arms) * units.MFLOP * trials
     return work / rate / min(workers, trials) * durations.OVERHEAD
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ablate import config, schema, study
+from ablate import config, schema, stages, study
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.jsonable import jsonable
@@ -165,6 +165,9 @@ def _factors(a: Variant, b: Variant, run_a: schema.Run, run_b: schema.Run) -> di
         for key in keys
         if optimizers[0].get(key) != optimizers[1].get(key)
     }
+    curricula = tuple(stages.text(run.trainer) for run in (run_a, run_b))
+    if curricula[0] != curricula[1]:
+        found["curriculum"] = {stages.KEY: curricula}
     return found | ({"optimizer": own} if own else {})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, func, select, update
 
-from ablate import db
+from ablate import db, stored
 from ablate.errors import AblateError
 from ablate.records import PhaseAccount
 
@@ -133,11 +133,12 @@ def check(connection: Connection, study: str, total: int) -> None:
     if sum(account.spent + account.reserved for account in found) > total:
         raise AssertionError(f"{study}: more than {total} MFLOP spent and reserved")
     t = db.trial.c
-    columns = (t.id, t.number, t.phase, t.state, t.step_mflop, t.paid_steps, t.wasted)
+    columns = (t.id, t.number, t.phase, t.state, t.spec, t.paid_steps, t.wasted)
     for row in connection.execute(select(*columns).where(t.study == study, t.reused_from.is_(None))):
         spent, reserved, _ = booked.get((row.phase, row.id), (0, 0, 0))
-        if spent != row.paid_steps * row.step_mflop:
-            text = f"{spent} MFLOP are spent, {row.paid_steps} steps of {row.step_mflop} MFLOP paid for"
+        owed = stored.spec_from_text(row.spec).charge(row.paid_steps)
+        if spent != owed:
+            text = f"{spent} MFLOP are spent, {row.paid_steps} steps of together {owed} MFLOP paid for"
             raise AssertionError(f"{study}, trial {row.number}: {text}")
         if booked.get((CONTINGENCY, row.id), (0, 0, 0)) != (row.wasted, 0, row.wasted):
             raise AssertionError(f"{study}, trial {row.number}: not {row.wasted} MFLOP of waste are booked")

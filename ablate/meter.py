@@ -148,7 +148,7 @@ class TrialMeter:
         connection.execute(update(db.attempt).where(*mine).values(first_step=start))
         if paid <= start:
             return paid
-        lost = (paid - start) * self._claim.spec.step_mflop
+        lost = self._claim.spec.charge(paid) - self._claim.spec.charge(start)
         key = f"{self._claim.trial}/{self._claim.attempt}/waste"
         if not ledger.waste(connection, self._study, self._phase, lost, key, self._claim.trial):
             free = ledger.available(connection, self._study, ledger.CONTINGENCY)
@@ -167,7 +167,7 @@ class TrialMeter:
             return
         spec, trial = self._claim.spec, self._claim.trial
         key = f"{trial}/{self._claim.attempt}/to-{until}"
-        amount = (until - paid) * spec.step_mflop
+        amount = spec.charge(until) - spec.charge(paid)
         try:
             ledger.debit(connection, self._study, self._phase, amount, key, trial)
         except LedgerError as error:

@@ -95,21 +95,26 @@ def price(plan: Plan, name: str, overrides: dict[str, Any], charged: bool) -> Ar
         BadInputError: a model that cannot be built or that cannot work on the plan's sequences, or one of which
             a trial's allowance does not pay for a single step.
     """
-    from ablate import optimization
+    from ablate import curriculum, optimization
 
     run = apply_arm(plan.run, overrides, name)
     variant = Variant.from_run(run, plan.baseline.variant.dims.vocab_size)
     seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
     variant.check(seq_len)
+    curriculum.check(run, variant, f"arm '{name}'")
     cost = variant.costs(seq_len).total
     update = optimization.flops_per_step(run.optimizer, variant)
-    step = -(-(cost.train_flops * batch + charged * update) // units.MFLOP)
+    charges = curriculum.rounded(curriculum.flops(run, variant, charged))
+    step = charges[-1]
     steps = plan.trial_mflop // step
     if steps < 1:
         raise BadInputError(
             f"one optimizer step takes {units.compute(step)}, and a trial is allowed {units.compute(plan.trial_mflop)}"
         )
-    tokens = steps * seq_len * batch
+    solved = curriculum.solve({name: run.trainer}, {name: charges}, plan.trial_mflop, {name: steps}, "flops")[
+        name
+    ]
+    tokens = solved.steps * seq_len * batch
     own: dict[str, float] = {"tokens": tokens, "params": cost.params, "active_params": cost.active_params}
     own["kv_bytes"] = cost.kv_bytes / seq_len
     base = plan.baseline
@@ -131,7 +136,8 @@ def price(plan: Plan, name: str, overrides: dict[str, Any], charged: bool) -> Ar
         decode_flops=cost.decode_flops,
         optimizer_flops=update,
         step_mflop=step,
-        steps=steps,
+        steps=solved.steps,
+        early=solved.early,
         tokens=tokens,
         mismatch={key: own[key] / reference[key] - 1 for key in own if reference[key]},
     )

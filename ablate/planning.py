@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ablate.division import SHORT_RUN, divide
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
+from ablate.stages import Staged
 from ablate.tree import apply_arm
 from ablate.variant import Variant
 from components.spec import FLOP_CONVENTION, Cost
@@ -47,7 +49,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         BadInputError: an arm that cannot be built, two arms that are the same, data that is not there, or a
             budget that does not pay for the planned trials; the message has the smallest one that works.
     """
-    from ablate import data, optimization
+    from ablate import curriculum, data, optimization
 
     run = dataclasses.replace(
         run,
@@ -66,31 +68,37 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     variants, resolved = matching.resolve(run, variants, build)
     _refuse_twins(run, variants)
 
-    seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
+    seq_len = run.trainer.seq_len
     costs = {name: variant.costs(seq_len).total for name, (_, variant) in variants.items()}
     updates = {name: optimization.flops_per_step(own.optimizer, v) for name, (own, v) in variants.items()}
     charged = optimizers_differ(own for own, _ in variants.values()) or (
         run.sweep.searches and open_search.check(run).searches_optimizer
     )
-    step_flops = {name: cost.train_flops * batch + charged * updates[name] for name, cost in costs.items()}
-    steps_mflop = {name: -(-flops // units.MFLOP) for name, flops in step_flops.items()}
+    flops = {name: curriculum.flops(own, variant, charged) for name, (own, variant) in variants.items()}
+    charges = {name: curriculum.rounded(amounts) for name, amounts in flops.items()}
+    steps_mflop = {name: amounts[-1] for name, amounts in charges.items()}
     views, workers = calibrate.earlier(home), _workers(run)
-    speeds = throughput.speeds(variants, steps_mflop, home, views) if throughput.needed(run.budget) else ()
+    trainers = {name: own.trainer for name, (own, _) in variants.items()}
+    timed = throughput.needed(run.budget)
+    if timed:
+        curriculum.refuse_times(run.budget, trainers)
+    speeds = throughput.speeds(variants, steps_mflop, home, views) if timed else ()
     bounded = durations.in_flops(run, steps_mflop, speeds, workers)
-    dearest, measuring = max(steps_mflop.values()), sum(speed.mflop for speed in speeds)
+    dearest, measuring = max(map(max, charges.values())), sum(speed.mflop for speed in speeds)
     allowance, total, caps = divide(bounded, dearest, measuring)
     seconds = {speed.arm: speed.step_seconds for speed in speeds}
     steps = matching.steps(run.budget.match, allowance, steps_mflop, seconds)
+    solved = curriculum.solve(trainers, charges, allowance, steps, run.budget.match)
 
     warnings: list[str] = []
-    arms = _arms(run, variants, costs, updates, step_flops, steps, resolved, seconds)
+    arms = _arms(run, variants, costs, updates, flops, solved, resolved, seconds)
     for arm in arms:
-        warnings += [f"{arm.name}: {text}" for text in arm.variant.warnings(seq_len)]
+        warnings += [f"{arm.name}: {text}" for text in curriculum.warnings(arm.run, arm.variant)]
     short = min(arms, key=lambda arm: arm.steps)
     if short.steps < SHORT_RUN:
         warnings.append(
             f"{short.name} trains for {short.steps} steps; below {SHORT_RUN} no verdict is given. "
-            f"budget.per_trial={units.compute(SHORT_RUN * max(steps_mflop.values()))} or more would do."
+            f"budget.per_trial={units.compute(SHORT_RUN * dearest)} or more would do."
         )
     sd, source = calibrate.noise(run, views)
     fingerprint = _fingerprint(run, arms, allowance, caps, data_fingerprint)
@@ -133,12 +141,15 @@ def _warm_start_by_name(run: schema.Run, home: Home) -> schema.Run:
 
 
 def _variant(applied: schema.Run, name: str, vocab_size: int) -> Variant:
-    """The variant of an arm's configuration, checked for the sequence length."""
+    """The variant of an arm's configuration, checked for the sequence lengths that it is trained at."""
+    from ablate import curriculum
+
     try:
         variant = Variant.from_run(applied, vocab_size)
         variant.check(applied.trainer.seq_len)
     except (BadInputError, ValueError) as error:
         raise BadInputError(f"arm '{name}': {error}") from error
+    curriculum.check(applied, variant, f"arm '{name}'")
     return variant
 
 
@@ -146,7 +157,8 @@ def _refuse_twins(run: schema.Run, variants: dict[str, tuple[schema.Run, Variant
     """Two arms that describe the same model and optimizer would be paid for twice to learn nothing."""
     seen: dict[str, str] = {}
     for name, (applied, variant) in variants.items():
-        key = variant.fingerprint + json.dumps(dataclasses.asdict(applied.optimizer), sort_keys=True)
+        trained = [dataclasses.asdict(applied.optimizer), applied.trainer.curriculum]
+        key = variant.fingerprint + json.dumps(trained, sort_keys=True)
         if key in seen:
             raise BadInputError(
                 f"sweep.arms.{name}={run.sweep.arms[name]} is the same model as arm '{seen[key]}' "
@@ -160,8 +172,8 @@ def _arms(
     variants: dict[str, tuple[schema.Run, Variant]],
     costs: dict[str, Cost],
     updates: dict[str, int],
-    step_flops: dict[str, int],
-    steps: dict[str, int],
+    flops: dict[str, tuple[int, ...]],
+    solved: dict[str, Staged],
     resolved: dict[str, matching.Resolved],
     seconds: dict[str, float],
 ) -> list[ArmPlan]:
@@ -172,12 +184,12 @@ def _arms(
     def currencies(name: str) -> dict[str, float]:
         cost = costs[name]
         return {
-            "flops": steps[name] * step_flops[name],
-            "tokens": steps[name],
+            "flops": sum(map(operator.mul, solved[name].counts, flops[name])),
+            "tokens": solved[name].steps,
             "params": cost.params,
             "active_params": cost.active_params,
             "kv_bytes": cost.kv_bytes,
-            **({"wall_clock": steps[name] * seconds[name]} if seconds else {}),
+            **({"wall_clock": solved[name].steps * seconds[name]} if seconds else {}),
         }
 
     reference = currencies(base)
@@ -198,9 +210,10 @@ def _arms(
                 kv_bytes_per_token=cost.kv_bytes / seq_len,
                 decode_flops=cost.decode_flops,
                 optimizer_flops=updates[name],
-                step_mflop=-(-step_flops[name] // units.MFLOP),
-                steps=steps[name],
-                tokens=steps[name] * per_step,
+                step_mflop=solved[name].step_mflop,
+                steps=solved[name].steps,
+                tokens=solved[name].steps * per_step,
+                early=solved[name].early,
                 mismatch={
                     key: own[key] / reference[key] - 1 for key in own if reference[key] and key != exact
                 },
@@ -315,6 +328,8 @@ def _fingerprint(
 ) -> str:
     """Hash of everything that decides the study's numbers; where and how fast it runs is no part of it."""
     values = schema.to_dict(run)
+    if not run.trainer.curriculum:  # as before there were any, so that studies keep their names
+        del values["trainer"]["curriculum"]
     for group, some in _IMMATERIAL.items():
         for key in list(values[group]) if some else []:
             if key in some:
@@ -325,7 +340,13 @@ def _fingerprint(
         "convention": FLOP_CONVENTION,
         "run": values,
         "arms": {
-            arm.name: [arm.variant.fingerprint, arm.run.optimizer.args, arm.steps, arm.step_mflop]
+            arm.name: [
+                arm.variant.fingerprint,
+                arm.run.optimizer.args,
+                arm.steps,
+                arm.step_mflop,
+                *(dataclasses.asdict(stage) for stage in arm.early),
+            ]
             for arm in arms
         },
         "allowance": allowance,

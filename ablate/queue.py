@@ -168,7 +168,7 @@ def failed(spec: TrialSpec, steps: int, reason: str, outcome: Outcome = "failed"
         val_bpb=None,
         steps=steps,
         tokens=steps * trainer["seq_len"] * trainer["batch_size"],
-        useful_mflop=steps * spec.step_mflop,
+        useful_mflop=spec.charge(steps),
         seconds=0.0,
         reason=reason,
     )
@@ -220,10 +220,10 @@ def _end_attempt(connection: Connection, claim: Claim, state: str, reason: str) 
 
 
 def _refund(connection: Connection, row: db.Found, attempt: int, computed_steps: int) -> None:
-    ahead = row.paid_steps - computed_steps
-    if ahead > 0:
-        key = f"{row.id}/{attempt}/refund"
-        ledger.refund(connection, row.study, row.phase, ahead * row.step_mflop, key, row.id)
+    if row.paid_steps > computed_steps:
+        spec, key = stored.spec_from_text(row.spec), f"{row.id}/{attempt}/refund"
+        ahead = spec.charge(row.paid_steps) - spec.charge(computed_steps)
+        ledger.refund(connection, row.study, row.phase, ahead, key, row.id)
         connection.execute(update(db.trial).where(db.trial.c.id == row.id).values(paid_steps=computed_steps))
 
 

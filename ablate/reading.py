@@ -69,14 +69,15 @@ def _row(row: db.Found) -> TrialRow:
     progress = stored.point_from_text(row.progress) if row.progress else None
     if result is not None and result.curve:
         progress = result.curve[-1]
+    spec = stored.spec_from_text(row.spec)
     return TrialRow(
         number=row.number,
-        spec=stored.spec_from_text(row.spec),
+        spec=spec,
         state=row.state,
         result=result,
         reused_from=row.reused_from,
         attempts=row.attempts or 0,
-        charged_mflop=row.paid_steps * row.step_mflop + row.wasted,
+        charged_mflop=spec.charge(row.paid_steps) + row.wasted,
         worker=row.worker,
         started_at=row.started_at,
         ended_at=row.ended_at,

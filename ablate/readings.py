@@ -33,17 +33,16 @@ def foreseen(plan: Plan) -> Foreseen | None:
     evals = plan.run.trainer.evals
     curves = []
     for arm in plan.arms:
-        unit = per_step if currency == "tokens" else arm.step_mflop
-        steps = [math.ceil(arm.steps * i / evals) for i in range(1, evals + 1)]
-        curves.append([unit * step for step in steps if _constant(step / arm.steps, optimizer)])
-    mflop = {arm.name: arm.step_mflop for arm in plan.arms}
+        steps = [s for s in sorted(arm.reached(evals)) if _constant(arm.charge(s) / arm.mflop, optimizer)]
+        curves.append([per_step * s if currency == "tokens" else arm.charge(s) for s in steps])
+    mflop = {arm.name: -(-arm.mflop // arm.steps) for arm in plan.arms}
     again = matching.steps(currency, plan.trial_mflop, mflop, {})
     per_arm = sum(plan.caps[phase] for phase in ("search", "confirm")) // plan.trial_mflop // len(plan.arms)
     return Foreseen(
         currency=currency,
         amount=round(where) if (where := _common(curves)) is not None else None,
         cost_mflop=sum(
-            per_arm * again[arm.name] * arm.step_mflop for arm in plan.arms if again[arm.name] != arm.steps
+            per_arm * again[arm.name] * mflop[arm.name] for arm in plan.arms if again[arm.name] != arm.steps
         ),
     )
 
@@ -82,7 +81,8 @@ def before_decay(
             [
                 (getattr(point, AXES[currency]), point.val_loss)
                 for point in row.result.curve
-                if point.val_loss is not None and _constant(point.step / row.spec.steps, optimizer)
+                if point.val_loss is not None
+                and _constant(row.spec.charge(point.step) / row.spec.mflop, optimizer)
             ]
         )
     where = _common([[amount for amount, _ in curve] for curve in curves])

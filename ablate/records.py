@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from ablate.schema import Run
 from ablate.searched import Searched
 from ablate.second_reading import Reading
+from ablate.stages import Staged
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -18,13 +19,13 @@ Outcome = Literal["complete", "diverged", "failed", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmPlan:
+class ArmPlan(Staged):
     """One arm, priced. All FLOPs are `afl-1`; per-token figures are averages over `trainer.seq_len`.
 
     Attributes:
         run: the configuration with the arm's overrides applied.
         optimizer_flops: FLOPs of the optimizer's own matrix products in one step.
-        step_mflop: charge of one optimizer step, rounded up; with `optimizer_flops` where arms differ in
+        step_mflop: charge of one optimizer step as configured; with `optimizer_flops` where arms differ in
             their optimizer.
         tokens: training tokens of one trial.
         mismatch: relative difference to the baseline of what the budget does not make equal to the step, by
@@ -41,8 +42,6 @@ class ArmPlan:
     train_flops_per_token: float
     kv_bytes_per_token: float
     decode_flops: int
-    step_mflop: int
-    steps: int
     tokens: int
     mismatch: dict[str, float]
     optimizer_flops: int = 0
@@ -141,7 +140,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec:
+class TrialSpec(Staged):
     """One training run, complete enough to repeat it anywhere. Stored as JSON.
 
     Attributes:
@@ -157,14 +156,12 @@ class TrialSpec:
     seed: int
     lr: float
     run: dict[str, Any]
-    steps: int
-    step_mflop: int
     data_fingerprint: str
 
     @property
     def allowance_mflop(self) -> int:
         """What the whole trial costs."""
-        return self.steps * self.step_mflop
+        return self.mflop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ablate import matching
+from ablate import matching, stages
 from ablate.jsonable import jsonable
-from ablate.records import Plan, StudyView
+from ablate.records import ArmPlan, Plan, StudyView
 from ablate.schema import Sweep
 
 HASH, AFTER = "registration", "registered_after"
@@ -26,7 +26,7 @@ def registered(plan: Plan) -> dict[str, Any]:
     return {
         "question": plan.question,
         "design": sweep.design,
-        "arms": {arm.name: arm.variant.fingerprint for arm in plan.arms},
+        "arms": {arm.name: _named(arm) for arm in plan.arms},
         "contrasts": [f"{arm.name} - {plan.baseline.name}" for arm in plan.arms if not arm.is_baseline],
         "equal": plan.run.budget.match,
         **({"resolved": resolved} if (resolved := _resolved(plan)) else {}),
@@ -62,8 +62,13 @@ def facts(plan: Plan, others: Mapping[str, Plan]) -> dict[str, str]:
 
 
 def _contrasts(plan: Plan) -> set[tuple[str, str]]:
-    base = plan.baseline.variant.fingerprint
-    return {(base, arm.variant.fingerprint) for arm in plan.arms if not arm.is_baseline}
+    base = _named(plan.baseline)
+    return {(base, _named(arm)) for arm in plan.arms if not arm.is_baseline}
+
+
+def _named(arm: ArmPlan) -> str:
+    """What an arm is, whatever it is called: its model, and its curriculum where it has one."""
+    return ", ".join(filter(None, [arm.variant.fingerprint, stages.text(arm.run.trainer)]))
 
 
 def changes(old: Plan, new: Plan) -> str:

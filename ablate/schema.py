@@ -148,8 +148,32 @@ class Optimizer:
 
 
 @dataclass
+class Stretch:
+    """A part of a trial's training.
+
+    Attributes:
+        share: of the trial's compute.
+        seq_len: tokens per sequence, a divisor of `trainer.seq_len`; 0 means that itself. A shorter sequence is a
+            piece of a whole one, so a step has as many tokens as any other.
+        attention: what layers with an indexer do. `sparse`: as configured. `dense`: they read all entries that
+            they see, and the indexer neither runs nor learns. `warmup`: they read all entries too, and only the
+            indexer learns, from its own loss; all else is frozen.
+    """
+
+    share: float
+    seq_len: int = 0
+    attention: str = "sparse"
+
+
+@dataclass
 class Trainer:
-    """How one trial runs."""
+    """How one trial runs.
+
+    Attributes:
+        curriculum: stretches in their order, each with the fields of `Stretch`, such as
+            `[{share: 0.3, seq_len: 64}, {share: 0.7}]`; shares sum to 1, and the last one trains as configured.
+            Empty means all of it as configured. Arms may differ in it.
+    """
 
     device: str = "auto"
     precision: str = "32-true"
@@ -158,6 +182,7 @@ class Trainer:
     """Sequences per optimizer step."""
     evals: int = 8
     """Evaluations per trial, at equal shares of its allowance; the last one is the result."""
+    curriculum: list[dict[str, Any]] = field(default_factory=list)
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int = 0
     """Also a checkpoint every so many steps; no more than those are then done again after a crash. 0 means none."""

@@ -62,13 +62,14 @@ def _component(named: str, overrides: Sequence[str], config_dirs: Sequence[Path]
 
 def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     """Parameter and FLOP table per component, layers, warnings, totals with and without prediction layers."""
-    from ablate import optimization
+    from ablate import curriculum, optimization
 
     run = config.load(overrides, config_dirs, require_sweep=False)
     seq_len = pricing.sequence_length(run, overrides)
     variant = Variant.from_run(run, run.model.vocab_size or run.data.vocab_size)
     variant.check(seq_len)
     table = variant.costs(seq_len)
+    curriculum.check(run, variant, f"model {run.model.name}")
     warnings = variant.warnings(seq_len)
     optimizer = optimization.flops_per_step(run.optimizer, variant)
     data = {
@@ -88,7 +89,14 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
         "warnings": warnings,
     }
     beside = f"optimizer/{run.optimizer.name} computes {units.flops(optimizer)} of its own per step"
-    notes = [*warnings, *([beside] if optimizer else [])]
+    stretches = curriculum.priced(run, variant) if run.trainer.curriculum else []
+    data["curriculum"] = stretches
+    staged = [
+        f"curriculum, {s['share']:.4g} of a trial's compute: {s['batch_size']} x {s['seq_len']:,} tokens per step, "
+        f"attention {s['attention']}, {units.flops(s['train_flops_per_step'])} per step"
+        for s in stretches
+    ]
+    notes = [*warnings, *([beside] if optimizer else []), *staged]
     return Shown(data, _model_picture(run.model.name, variant, seq_len, table, notes))
 
 

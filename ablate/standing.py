@@ -160,10 +160,9 @@ def ended(row: TrialRow) -> bool:
 
 
 def share(row: TrialRow) -> float:
-    """Part of its steps that a trial has done."""
-    if row.result is not None:
-        return row.result.steps / max(1, row.spec.steps)
-    return row.progress.step / max(1, row.spec.steps) if row.progress else 0.0
+    """Part of its compute that a trial has done."""
+    step = row.result.steps if row.result is not None else row.progress.step if row.progress else 0
+    return row.spec.charge(step) / max(1, row.spec.allowance_mflop)
 
 
 def age(then: float, now: float | None = None) -> str:

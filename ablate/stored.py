@@ -10,6 +10,7 @@ from typing import Any
 from ablate import schema
 from ablate.errors import BadInputError
 from ablate.records import ArmPlan, Plan, Point, Speed, TrialResult, TrialSpec
+from ablate.stages import Stage
 from ablate.variant import Variant
 
 _ARM_NUMBERS = (
@@ -69,16 +70,25 @@ def _readable(what: str) -> Iterator[None]:
 def _arm_to_dict(arm: ArmPlan) -> dict[str, Any]:
     numbers = {name: getattr(arm, name) for name in _ARM_NUMBERS}
     numbers["resolved"] = arm.resolved
-    return numbers | {"run": schema.to_dict(arm.run), "vocab_size": arm.variant.dims.vocab_size}
+    early = [dataclasses.asdict(stage) for stage in arm.early]
+    return numbers | {
+        "run": schema.to_dict(arm.run),
+        "vocab_size": arm.variant.dims.vocab_size,
+        "early": early,
+    }
 
 
 def _arm_from_dict(values: dict[str, Any]) -> ArmPlan:
     run = schema.from_dict(values["run"])
     variant = Variant.from_run(run, vocab_size=values["vocab_size"])
+    numbers = {name: values[name] for name in _ARM_NUMBERS}
     resolved = {key: (before, after) for key, (before, after) in values.get("resolved", {}).items()}
-    return ArmPlan(
-        **{name: values[name] for name in _ARM_NUMBERS}, run=run, variant=variant, resolved=resolved
-    )
+    return ArmPlan(**numbers, run=run, variant=variant, resolved=resolved, early=_stages(values))
+
+
+def _stages(values: dict[str, Any]) -> tuple[Stage, ...]:
+    """Early stages of an arm or trial; what was stored before there were any has none."""
+    return tuple(Stage(**stage) for stage in values.get("early", ()))
 
 
 def spec_to_text(spec: TrialSpec) -> str:
@@ -90,7 +100,8 @@ def spec_to_text(spec: TrialSpec) -> str:
 def spec_from_text(text: str) -> TrialSpec:
     """Inverse of `spec_to_text`."""
     with _readable("trial"):
-        return TrialSpec(**json.loads(text))
+        values = json.loads(text)
+        return TrialSpec(**{**values, "early": _stages(values)})
 
 
 def result_to_text(result: TrialResult) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ablate import matching, schema
+from ablate import matching, schema, stages
 from ablate.records import ArmPlan, Plan, StudyView, TrialRow
 
 CURVE_POINTS = 100
@@ -86,15 +86,17 @@ def arm_params(plan: Plan) -> dict[str, dict[str, str]]:
     differing = [
         key
         for key in keys
-        if not key.startswith("model.compress_ratios")
+        if not key.startswith(("model.compress_ratios", stages.KEY))
         and len({str(values.get(key)) for values in flat.values()}) > 1
     ]
+    curricula = {arm.name: stages.text(arm.run.trainer) for arm in plan.arms}
     return {
         arm.name: {
             "arm": _text(arm.name),
             "compress_ratios": _text(arm.variant.schedule),
             **{slot: _text(getattr(arm.run, slot).name) for slot in ("residual", "ffn", "router")},
             **{_param_name(key): _text(flat[arm.name].get(key, "")) for key in differing},
+            **({"curriculum": _text(curricula[arm.name] or "none")} if any(curricula.values()) else {}),
             "hidden_size": str(arm.run.model.hidden_size),
             "num_hidden_layers": str(arm.run.model.num_hidden_layers),
             "seq_len": str(arm.run.trainer.seq_len),
@@ -293,7 +295,7 @@ def _curve(view: StudyView, row: TrialRow) -> Iterator[Metric]:
         points = [row.progress]
     stride = max(1, math.ceil(len(points) / CURVE_POINTS))
     for i, point in enumerate(points):
-        step = round(1000 * point.step / max(1, row.spec.steps))
+        step = round(1000 * row.spec.charge(point.step) / max(1, row.spec.allowance_mflop))
         stamp = _milliseconds(view.created_at) + point.step
         thin = i % stride == 0 or i == len(points) - 1
         for key, value, kept in (

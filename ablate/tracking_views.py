@@ -54,7 +54,9 @@ def _late_losses(view: StudyView) -> dict[str, float]:
         for row in view.trials
         if row.result is not None and row.state == "complete"
         for point in row.result.curve
-        if point.val_loss is not None and 4 * point.step >= row.spec.steps and math.isfinite(point.val_loss)
+        if point.val_loss is not None
+        and 4 * row.spec.charge(point.step) >= row.spec.allowance_mflop
+        and math.isfinite(point.val_loss)
     ]
     if not late:
         return {}

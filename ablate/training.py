@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ablate import checkpoint, optimization, randomness, schema
+from ablate import checkpoint, optimization, randomness, schema, stages, staging
 from ablate.checkpoint import Checkpoint
 from ablate.data import Batch, Corpus
 from ablate.errors import StopTraining
@@ -223,7 +223,7 @@ class _Trial(LightningModule):
             val_bpb=bpb,
             steps=self.step,
             tokens=self.step * self.run.trainer.seq_len * self.run.trainer.batch_size,
-            useful_mflop=self.step * self.spec.step_mflop,
+            useful_mflop=self.spec.charge(self.step),
             seconds=self.seconds,
             tokens_hash=self.tokens_hash,
             curve=tuple(self.curve),
@@ -246,9 +246,9 @@ class _Driver(Callback):
         settings = trial.run.trainer
         self._trial, self._workdir, self._meter = trial, workdir, meter
         self._every, self._after = settings.checkpoint_seconds, settings.checkpoint_steps
-        steps = trial.spec.steps
-        self._evaluations = {math.ceil(steps * i / settings.evals) for i in range(1, settings.evals + 1)}
-        self._look = max(1, steps // _LOOKS)
+        self._evaluations = trial.spec.reached(settings.evals)
+        self._look = max(1, trial.spec.steps // _LOOKS)
+        self._attention = ""
         self._saved = time.monotonic()
         self._began = 0.0
         self.last: Evaluation | None = None
@@ -260,7 +260,8 @@ class _Driver(Callback):
         trial.begin()
         self._meter.debit(trial.step, 1)
         self._began = time.perf_counter()
-        progress = (trial.step + 0.5) / trial.spec.steps
+        self._enter()
+        progress = trial.spec.progress(trial.step)
         share = optimization.rate(progress, trial.run.optimizer)
         optimization.set_rate(trainer.optimizers[0], share)
         trial.model.mtp.decaying(optimization.decays(progress, trial.run.optimizer))
@@ -290,6 +291,14 @@ class _Driver(Callback):
         if (due or time.monotonic() - self._saved >= self._every) and trial.step < trial.spec.steps:
             self.save(trial)
 
+    def _enter(self) -> None:
+        """Begin the stage of the step at hand, if another one is on; evaluations are of that stage then too."""
+        stage = self._trial.spec.stage(self._trial.step)
+        attention = stage.attention if stage else stages.SPARSE
+        if attention != self._attention:
+            staging.enter(self._trial.model, attention)
+            self._attention = attention
+
     def save(self, trial: _Trial) -> None:
         """Make the present state durable, and say so."""
         checkpoint.save(self._workdir, trial.snapshot())
@@ -310,7 +319,7 @@ class _Driver(Callback):
         return Point(
             step=trial.step,
             tokens=trial.step * trial.run.trainer.seq_len * trial.run.trainer.batch_size,
-            mflop=trial.step * trial.spec.step_mflop,
+            mflop=trial.spec.charge(trial.step),
             seconds=trial.seconds,
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             train_loss=float(trial.since) / trial.counted if trial.counted else None,
@@ -319,15 +328,21 @@ class _Driver(Callback):
 
 
 class _Stream(IterableDataset[Batch]):
-    """The batches of a trial from its present step on; batch k is a function of the seed and k alone."""
+    """The batches of a trial from its present step on; batch k is a function of the seed and k alone.
+
+    All stages read the same whole sequences one after the other; those with shorter ones read them in pieces.
+    """
 
     def __init__(self, trial: _Trial) -> None:
         self._corpus, self._seed = trial.corpus, trial.spec.seed
         self._range = range(trial.step, trial.spec.steps)
         self._shape = trial.run.trainer.batch_size, trial.run.trainer.seq_len
+        self._spec = trial.spec
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self._corpus.batch(self._seed, step, *self._shape) for step in self._range)
+        for step in self._range:
+            batch, stage = self._corpus.batch(self._seed, step, *self._shape), self._spec.stage(step)
+            yield batch.cut(stage.seq_len) if stage else batch
 
 
 def _loader(trial: _Trial) -> "DataLoader[Batch]":

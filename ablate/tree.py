@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablate import designs, ranges, schema
+from ablate import designs, ranges, schema, stages
 from ablate.errors import BadInputError
 from ablate.locate import locate
 from ablate.typed import coerce, field_types
 from components import registry
 
 ARM_GROUPS = ("model", "optimizer", "attention", *schema.SLOT_GROUPS)
-"""What an arm may change. Data, trainer, budget and seeds are shared, or pairs would not be pairs."""
+"""What an arm may change, beside its curriculum. Data, the rest of the trainer, budget and seeds are shared, or pairs
+would not be pairs."""
 
 _OPEN = ("sweep.arms", "sweep.factors", "sweep.space", "sweep.search.constraints")
 """Mappings whose keys are not fixed."""
@@ -45,10 +46,11 @@ def apply_arm(
     # a component's name before its options: the name replaces all options by its defaults
     for key, value in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         top = str(key).split(".")[0]
-        if top in tree.values and top not in ARM_GROUPS:
+        if top in tree.values and top not in ARM_GROUPS and key != stages.KEY:
             raise BadInputError(
                 f"{key}={value} cannot differ between arms{tree.where(key, value)}: "
-                f"arms share {top}, so that their seeds stay paired. Allowed: {', '.join(ARM_GROUPS)}."
+                f"arms share {top}, so that their seeds stay paired. Allowed: "
+                f"{', '.join((*ARM_GROUPS, stages.KEY))}."
             )
         tree.set(str(key), value)
     rate = tree.values["optimizer"]["lr"]
@@ -217,7 +219,7 @@ class Tree:
                 f"{key}={value}{self.where(key, value)} has the wrong type. Allowed: {error}."
             ) from None
         ranges.check(key, typed, lambda: self.where(key, value))
-        return typed
+        return stages.typed(typed, lambda: self.where(key, value)) if key == stages.KEY else typed
 
     def _unknown(self, key: str, value: Any) -> BadInputError:
         return BadInputError(
@@ -263,7 +265,9 @@ class Tree:
             if sweep["baseline"] not in sweep["arms"]:
                 error = registry.unknown("arm", sweep["baseline"], sweep["arms"])
                 raise BadInputError(f"sweep.baseline={sweep['baseline']}: {error}")
-        return schema.from_dict(copy.deepcopy(self.values))
+        run = schema.from_dict(copy.deepcopy(self.values))
+        stages.check(run.trainer, self.place)
+        return run
 
 
 def _defaults(config: type) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def spec_for(plan: Plan, arm: ArmPlan, phase: Phase, replicate: int, seed: int, 
         run=schema.to_dict(run),
         steps=arm.steps,
         step_mflop=arm.step_mflop,
+        early=arm.early,
         data_fingerprint=plan.data_fingerprint,
     )
 
@@ -56,5 +57,6 @@ def _fingerprint(plan: Plan, arm: ArmPlan, seed: int, lr: float) -> str:
         "step_mflop": arm.step_mflop,
         "seed": seed,
         "lr": lr,
+        **({"early": [dataclasses.asdict(stage) for stage in arm.early]} if arm.early else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -182,8 +182,11 @@ class Variant:
         parts = tuple(self.part(used, layer) for used in uses)
         return Part(slot, name, config, Site(dims=self.dims, layer=layer), parts)
 
-    def check(self, seq_len: int) -> None:
+    def check(self, seq_len: int, key: str = "trainer.seq_len") -> None:
         """Raise where a component cannot work at its place with sequences of `seq_len` tokens.
+
+        Args:
+            key: what says so, for messages.
 
         Raises:
             BadInputError: names the key, the value and what is allowed.
@@ -191,13 +194,13 @@ class Variant:
         if seq_len <= len(self.prediction_layers):
             raise BadInputError(
                 f"model.num_nextn_predict_layers={len(self.prediction_layers)} is not possible with "
-                f"trainer.seq_len={seq_len}. Allowed: less than the sequence length."
+                f"{key}={seq_len}. Allowed: less than the sequence length."
             )
         for layer in (*self.layers, *self.prediction_layers):
             if layer.ratio > seq_len:
                 raise BadInputError(
                     f"{schedule.KEY}={self.schedule}: layer {layer.index} works on blocks of {layer.ratio} "
-                    f"tokens, but trainer.seq_len={seq_len}. Allowed ratios: 1 to {seq_len}."
+                    f"tokens, but {key}={seq_len}. Allowed ratios: 1 to {seq_len}."
                 )
             for part in self.parts(layer):
                 try:

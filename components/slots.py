@@ -187,6 +187,20 @@ class Indexer(Component):
             mass: what attention would give to entries, for those who learn from it or are judged by it.
         """
 
+    @staticmethod
+    def selects(config: Any) -> bool:
+        """Whether attention reads less than all visible entries, where there are more than `layer.topk`."""
+        return True
+
+    @staticmethod
+    def learns(config: Any) -> bool:
+        """Whether it chooses and has a loss of its own, so that there is something for `warm_up` to train."""
+        return False
+
+    def warm_up(self, on: bool) -> None:
+        """Choose all visible entries and learn from all of them, or as configured again. Asked of one that learns."""
+        raise NotImplementedError(f"indexer={self.name} learns, but has no warm-up")
+
     def step(
         self,
         x: Float[Tensor, "b s d"],
@@ -213,6 +227,8 @@ class Attention(Component):
     slot = "attention"
     takes_bias: ClassVar[bool] = False
     """Whether scores include `Position.bias`."""
+    reads_all: bool = False
+    """Whether `forward` leaves an indexer alone and reads all that it might choose; may be set as training goes on."""
 
     @abstractmethod
     def forward(

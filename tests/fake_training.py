@@ -61,7 +61,7 @@ def train(
                 meter.durable(step)
             seconds = time.monotonic() - began
             meter.progress(
-                Point(step=step, tokens=step, mflop=step * spec.step_mflop, seconds=seconds, lr=spec.lr)
+                Point(step=step, tokens=step, mflop=spec.charge(step), seconds=seconds, lr=spec.lr)
             )
     except StopTraining:
         _save(checkpoint, step, state)
@@ -85,7 +85,7 @@ def _result(
         val_bpb=None if value is None else value / math.log(2) / 3,
         steps=step,
         tokens=step,
-        useful_mflop=step * spec.step_mflop,
+        useful_mflop=spec.charge(step),
         seconds=0.1,
         tokens_hash=state,
         curve=(Point(step=step, tokens=step, mflop=step, seconds=0.1, lr=spec.lr, val_loss=value),),

@@ -9,6 +9,7 @@ from ablate import db, ledger, reading
 from ablate.home import Home
 from ablate.records import Plan, StudyView
 from ablate.scheduler import Scheduler
+from ablate.stages import Stage, Staged
 from ablate.worker import Train, Worker
 
 STEP_MFLOP = 7
@@ -25,8 +26,9 @@ def plan(
     lease: float = 60.0,
     workers: int = 1,
     data: str = "c0ffee",
+    early: tuple[Stage, ...] = (),
 ) -> Plan:
-    """Arms by name, all of them the same small model; `trial_mflop` is `steps` times 7."""
+    """Arms by name, all of them the same small model; a step costs 7 MFLOP, but for those of `early`."""
     schedules = list(study_views.SCHEDULES.values())
     made = study_views.plan(
         name, {arm: schedules[i % len(schedules)] for i, arm in enumerate(arms)}, replicates=replicates
@@ -41,7 +43,7 @@ def plan(
         ),
         launcher=dataclasses.replace(made.run.launcher, lease_seconds=lease, workers=workers),
     )
-    trial = steps * STEP_MFLOP
+    trial = Staged(steps=steps, step_mflop=STEP_MFLOP, early=early).mflop
     caps = {
         "search": len(arms) * (points + extensions) * trial,
         "confirm": len(arms) * replicates * trial,
@@ -51,7 +53,9 @@ def plan(
         made,
         run=run,
         fingerprint=name,
-        arms=tuple(dataclasses.replace(arm, step_mflop=STEP_MFLOP, steps=steps) for arm in made.arms),
+        arms=tuple(
+            dataclasses.replace(arm, step_mflop=STEP_MFLOP, steps=steps, early=early) for arm in made.arms
+        ),
         trial_mflop=trial,
         caps=caps,
         total_mflop=sum(caps.values()),

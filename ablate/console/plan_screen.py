@@ -7,8 +7,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, effects, matching, readings, space, units
-from ablate.console import parts
+from ablate import designs, effects, matching, readings, space, stages, units
+from ablate.console import parts, stage_table
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.throughput import TIMED, WARM
 
@@ -30,6 +30,9 @@ def plan(plan: Plan, wanted: "Detection | None" = None) -> None:
     console.print(_equality(plan))
     if any(arm.optimizer_flops for arm in plan.arms):
         console.print(_optimizers(plan))
+    if any(arm.early for arm in plan.arms):
+        console.print(parts.heading("Curricula"))
+        console.print(stage_table.curricula(plan.arms))
     console.print(parts.heading("Budget"))
     console.print(_budget(plan))
     console.print(parts.heading("Design"))
@@ -46,6 +49,8 @@ def differs(plan: Plan, arm: ArmPlan) -> str:
     if len(schedules) > 1:
         overrides.pop("model.compress_ratios", None)
         told.append(arm.variant.schedule)
+    if overrides.pop(stages.KEY, None):
+        told.append(stages.text(arm.run.trainer))
     told += [f"{key}={_value(value)}" for key, value in overrides.items()]
     told += matching.told(arm.resolved)
     return parts.words(", ".join(told)) or "as configured"
@@ -74,7 +79,7 @@ def _arms(plan: Plan, width: int) -> Table:
             "KV bytes\nper token": _bytes(arm.kv_bytes_per_token),
             "\nsteps": f"{arm.steps:,}",
             "tokens\nseen": units.count(arm.tokens),
-            "FLOP per\ntrial": _short(arm.steps * arm.step_mflop * units.MFLOP),
+            "FLOP per\ntrial": _short(arm.mflop * units.MFLOP),
         }
         name = Text(parts.words(arm.name), style="bold")
         if arm.is_baseline:
@@ -101,7 +106,7 @@ def _bytes(value: float) -> str:
 def _equality(plan: Plan) -> Text:
     match = plan.run.budget.match
     tokens = {arm.tokens for arm in plan.arms}
-    shortfall = max(1 - arm.steps * arm.step_mflop / plan.trial_mflop for arm in plan.arms)
+    shortfall = max(1 - arm.mflop / plan.trial_mflop for arm in plan.arms)
     text = Text("Equal between arms: ").append(matching.WORDS[match], style="bold")
     if match == "wall_clock":
         seconds = max(speed.step_seconds * plan.arm(speed.arm).steps for speed in plan.speeds)

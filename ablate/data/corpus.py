@@ -33,6 +33,13 @@ class Batch:
     labels: "torch.Tensor"
     documents: "torch.Tensor"
 
+    def cut(self, seq_len: int) -> "Batch":
+        """The same tokens in the same order, in rows of `seq_len`, which divides that of the present ones."""
+        inputs, labels, documents = (
+            part.reshape(-1, seq_len) for part in (self.inputs, self.labels, self.documents)
+        )
+        return Batch(inputs, labels, documents - documents[:, :1])
+
 
 @dataclass(frozen=True)
 class Validation:

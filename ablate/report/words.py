@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ablate import matching, units
+from ablate import matching, stages, units
 from ablate import registration as fixed
 from ablate.records import Plan, StudyView, Verdict
 from ablate.report import formats
@@ -122,6 +122,8 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
     base = arms[plan.baseline.name].label
     others = [arm.label for arm in arms.values() if not arm.is_baseline]
     confirm = sweep.confirm
+    trained = {arms[arm.name].label: stages.text(arm.run.trainer) for arm in plan.arms}
+    curricula = [f"{label}: {text}" for label, text in trained.items() if text]
     return [
         ("Question", plan.question),
         ("Arms", formats.listing([arm.label for arm in arms.values()], 60)),
@@ -129,6 +131,7 @@ def registration(view: StudyView, arms: dict[str, Arm]) -> list[tuple[str, str]]
             "Contrasts",
             f"{formats.listing(others, 60)}, each against {base}; {len(others)} in the Holm family",
         ),
+        *([("Curricula", formats.listing(curricula, 60))] if curricula else []),
         ("Equal between arms", matching.WORDS[plan.run.budget.match]),
         ("Margin of equivalence", f"{confirm.margin:g} nats"),
         ("Family-wise error rate", f"{confirm.alpha:g}"),

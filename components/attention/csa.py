@@ -11,6 +11,7 @@ from components.attention.core import entry_mass
 from components.attention.pairs import entry_pairs
 from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
 from components.cache import Cache, appended, part
+from components.indexer.dense import everything
 from components.registry import register
 from components.slots import Aux, Compressor, Indexer, OutputProjection, Position, Sink
 from components.spec import Cost, NoOptions, Site
@@ -57,6 +58,8 @@ class CompressedSparseAttention(Trunk):
             bias, ratio = self.position.bias, self.ratio
             return entry_mass(queries, kv, self.window, self.sink.logits(), entries, seen, bias, ratio)
 
+        if self.reads_all:
+            return (entries, everything(x.shape[0], entries.shape[1], visible)), {}
         chosen, aux = self.indexer(x, latent, visible, self.position, mass)
         return (entries, chosen), aux
 

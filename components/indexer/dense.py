@@ -29,8 +29,7 @@ class Dense(Indexer):
         position: Position,
         mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
-        seen = torch.arange(x.shape[1] // self.ratio, device=x.device) < visible.unsqueeze(-1)
-        return seen.expand(x.shape[0], -1, -1), {}
+        return everything(x.shape[0], x.shape[1] // self.ratio, visible), {}
 
     def step(
         self,
@@ -46,8 +45,18 @@ class Dense(Indexer):
         return seen.unsqueeze(0), after
 
     @staticmethod
+    def selects(config: NoOptions) -> bool:
+        return False
+
+    @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:
         return unselected_cost(site, seq_len)
+
+
+def everything(rows: int, entries: int, visible: Int[Tensor, "*b s"]) -> Bool[Tensor, "b s t"]:
+    """The choice of all visible entries among `entries`, for each of b = `rows` sequences."""
+    seen = torch.arange(entries, device=visible.device) < visible.unsqueeze(-1)
+    return seen.expand(rows, -1, -1)
 
 
 def unselected_cost(site: Site, seq_len: int) -> Cost:

@@ -43,7 +43,7 @@ class Lightning(Indexer):
     Attributes:
         q_b: [H*c, q_lora_rank].
         weights: [H, d].
-        stage: `train` of the options; may be set as training goes on.
+        stage: `train` of the options, `dense` in a warm-up; may be set as training goes on.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,8 @@ class Lightning(Indexer):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         dims, layer = site.dims, site.layer
-        self.stage, self.loss_weight = config.train, config.loss_weight
+        self.stage = self.trained = config.train
+        self.loss_weight = config.loss_weight
         self.ratio, self.topk, self.heads = layer.ratio, layer.topk, dims.index_n_heads
         std, rows = dims.initializer_range, dims.index_n_heads * dims.index_head_dim
         self.q_b = nn.Parameter(torch.empty(rows, dims.q_lora_rank).normal_(0.0, std))
@@ -100,6 +101,17 @@ class Lightning(Indexer):
         if not self.training and entries > self.topk:
             aux["diag/indexer_recall"] = mass_recall(mass(everything), best, visible > self.topk)
         return chosen, aux
+
+    @staticmethod
+    def selects(config: Config) -> bool:
+        return config.train != "dense"
+
+    @staticmethod
+    def learns(config: Config) -> bool:
+        return config.train == "sparse"
+
+    def warm_up(self, on: bool) -> None:
+        self.stage = "dense" if on else self.trained
 
     def scores(
         self, x: Float[Tensor, "b s d"], query_latent: Float[Tensor, "b s q"], position: Position

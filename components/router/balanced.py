@@ -15,9 +15,9 @@ class BalancedRouter(Gate):
     """Top-k of gate scores plus a balancing bias; weights come from the scores alone.
 
     The bias only selects. `after_step` moves it by `bias_update_speed` towards experts that had less than
-    their share of the tokens since the last call; only training forwards count. Against imbalance within
-    single sequences there is `loss/balance`, a small loss per sequence. With packed documents the sequence is
-    the whole row.
+    their share of the tokens since the last call; only training forwards count, and none while the gate is
+    frozen. Against imbalance within single sequences there is `loss/balance`, a small loss per sequence. With
+    packed documents the sequence is the whole row.
 
     Attributes:
         e_score_correction_bias: [n_routed_experts] buffer, saved with the model.
@@ -55,7 +55,7 @@ class BalancedRouter(Gate):
         with torch.no_grad():
             chosen = (scores + self.e_score_correction_bias).topk(self.top_k, dim=-1, sorted=False).indices
             load = expert_load(chosen, scores.shape[-1])
-            if self.training:
+            if self.training and self.weight.requires_grad:
                 self.load += load
         aux = max_violation(load)
         if self.config.balance_loss_alpha:

@@ -196,7 +196,9 @@ MISTAKES = {
     "an attempt that is over still counts": _mistake(
         "queue:_current", 'a.state == "running"', 'a.state != "finished"'
     ),
-    "what was paid ahead is kept": _mistake("queue:_refund", "if ahead > 0:", "if False:"),
+    "what was paid ahead is kept": _mistake(
+        "queue:_refund", "if row.paid_steps > computed_steps:", "if False:"
+    ),
     "what an ended trial held is never released": _mistake(
         "queue:_end_trial", "ledger.release(connection, row.study, row.phase, row.id)", "pass"
     ),
@@ -209,7 +211,9 @@ MISTAKES = {
     ),
     "an exhausted contingency goes on paying": _mistake("ledger:waste", "return False", "amount = 0"),
     "a step is computed and not paid for": _mistake(
-        "meter:TrialMeter._pay", "(until - paid) * spec.step_mflop", "(until - paid - 1) * spec.step_mflop"
+        "meter:TrialMeter._pay",
+        "spec.charge(until) - spec.charge(paid)",
+        "spec.charge(until - 1) - spec.charge(paid)",
     ),
     "a payment whose answer was lost is made twice": _mistake(
         "meter:TrialMeter._resume", "is not None", "is None and False"

@@ -7,11 +7,12 @@ import pytest
 import small_studies
 from sqlalchemy import select, update
 
-from ablate import db, ledger, queue, stored, study
+from ablate import db, ledger, queue, reading, stored, study
 from ablate.errors import StopTraining, Superseded
 from ablate.home import Home
 from ablate.meter import TrialMeter
 from ablate.rounds import search
+from ablate.stages import Stage
 from ablate.trials import spec_for
 
 STEPS = 40
@@ -161,6 +162,34 @@ def test_lost_work_is_paid_by_the_contingency_when_it_is_done_again(home):
     with db.connect(home).begin() as connection:
         assert queue.finish(connection, again, complete(again), second.computed_steps)
     assert accounts(home, name, total)["search"] == (STEPS * step, 0, 0), "the phase pays the allowance once"
+
+
+def test_stages_of_unequal_cost_are_paid_lost_and_given_back_exactly(home):
+    early = tuple(
+        Stage(seq_len=8, batch_size=1, attention="sparse", steps=steps, step_mflop=mflop)
+        for steps, mflop in ((10, 3), (20, 11))
+    )
+    name, total = fill(home, 1, early=early)
+    allowance = 10 * 3 + 20 * 11 + 10 * small_studies.STEP_MFLOP
+    assert accounts(home, name, total)["search"] == (0, allowance, 0)
+    first = TrialMeter(db.connect(home), name, claim(home, name, "w1", lease=0.01), 0.01)
+    first.debit(0, 35)
+    paid = 10 * 3 + 20 * 11 + 5 * 7
+    assert accounts(home, name, total)["search"] == (paid, allowance - paid, 0)
+    time.sleep(0.05)
+    reap(home, name)
+    again = claim(home, name, "w2")
+    second = TrialMeter(db.connect(home), name, again, 60)
+    second.debit(8, 1)  # steps 8 to 34 were lost, of all three stages
+    lost = 2 * 3 + 20 * 11 + 5 * 7
+    assert accounts(home, name, total)["contingency"] == (lost, 0, lost)
+    second.debit(9, 26)
+    with db.connect(home).begin() as connection:
+        assert queue.give_up(connection, again, 12, "stopped")  # of 35 paid steps 12 are done
+    assert accounts(home, name, total)["search"] == (10 * 3 + 2 * 11, allowance - 10 * 3 - 2 * 11, 0)
+    row = reading.read(name, home, with_verdicts=False).trials[0]
+    assert row.charged_mflop == 10 * 3 + 2 * 11 + lost
+    assert row.spec.allowance_mflop == allowance
 
 
 def test_a_checkpoint_beyond_what_the_database_knew_wastes_nothing(home):
