@@ -138,7 +138,7 @@ def check(connection: Connection, study: str, total: int) -> None:
         spent, reserved, _ = booked.get((row.phase, row.id), (0, 0, 0))
         owed = stored.spec_from_text(row.spec).charge(row.paid_steps)
         if spent != owed:
-            text = f"{spent} MFLOP are spent, {row.paid_steps} steps of together {owed} MFLOP paid for"
+            text = f"{spent} MFLOP are spent, but {row.paid_steps} steps of {owed} MFLOP in all paid for"
             raise AssertionError(f"{study}, trial {row.number}: {text}")
         if booked.get((CONTINGENCY, row.id), (0, 0, 0)) != (row.wasted, 0, row.wasted):
             raise AssertionError(f"{study}, trial {row.number}: not {row.wasted} MFLOP of waste are booked")

@@ -74,7 +74,7 @@ def test_arms_sum_to_their_phase_and_entries_to_the_accounts(disturbed):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"paid_steps": 7}, "steps of 7 MFLOP paid for"),
+        ({"paid_steps": 7}, "7 steps of 49 MFLOP in all paid for"),
         ({"wasted": 1}, "of waste are booked"),
         ({"state": "complete"}, "trial 0, complete: holds"),
     ],

@@ -57,9 +57,10 @@ def holds(home: Home, plan: Plan, step: int) -> bool:
         return connection.execute(rows).first() is not None
 
 
-def stop(process: subprocess.Popen[str], home: Home) -> None:
-    """Stop a process, but not while it holds SQLite's write lock, which would stop everybody."""
+def stop(process: subprocess.Popen[str], home: Home, plan: Plan) -> None:
+    """Stop the far worker amid a trial, but not while it holds SQLite's write lock, which would stop everybody."""
     while True:
+        wait(lambda: holds(home, plan, 5))
         process.send_signal(signal.SIGSTOP)
         connection = sqlite3.connect(home.database, timeout=0.5)
         try:
@@ -67,10 +68,12 @@ def stop(process: subprocess.Popen[str], home: Home) -> None:
         except sqlite3.OperationalError:
             process.send_signal(signal.SIGCONT)
             time.sleep(0.01)
-        else:
-            return
+            continue
         finally:
             connection.close()
+        if holds(home, plan, 5):
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 def values(view: StudyView) -> dict[str, tuple[object, ...]]:
@@ -96,8 +99,7 @@ def test_a_stopped_worker_loses_its_trial_and_wakes_up_to_nothing(home: Home) ->
     Scheduler(home, plan.study).tick()
     far = far_worker(home, plan, 0.05)
     try:
-        wait(lambda: holds(home, plan, 5))
-        stop(far, home)
+        stop(far, home, plan)
         view = small_studies.finish(home, plan)  # returns once the lease has ended and all is done
         assert any("no progress from far" in text for _, kind, text in view.events if kind == "lost")
         before = reading.read(plan.study, home, with_verdicts=False)
