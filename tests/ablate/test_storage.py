@@ -160,7 +160,7 @@ def test_work_waits_for_a_server_that_restarts(tmp_path, capsys):
             assert {row.state for row in done[0].trials} == {"complete"}
             assert max(row.attempts for row in done[0].trials) == 1, "nobody lost a trial"
             db.connect(home).dispose()
-    assert "The database is back" in capsys.readouterr().err
+    assert "Waiting for it." in capsys.readouterr().err
 
 
 def _slow(spec, corpus, workdir, meter):
