@@ -229,4 +229,10 @@ def test_a_real_run_of_two_workers_has_the_same_verdicts_on_a_server_as_in_a_fil
             )
             assert b"Every FLOP is accounted for" in proved.stdout
     assert found["file"]["verdicts"]
-    assert found["file"]["verdicts"] == found["server"]["verdicts"]
+    assert _numbers(found["file"]) == _numbers(found["server"])
+
+
+def _numbers(answer: dict) -> list[dict]:
+    """Verdicts without the words that tell how fast the arms were on this machine."""
+    told = ("caveats", "sentence")
+    return [{key: value for key, value in row.items() if key not in told} for row in answer["verdicts"]]
