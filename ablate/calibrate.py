@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from ablate import durations, units
+from ablate import division, durations, units
 from ablate.errors import AblateError
 from ablate.home import Home
 from ablate.records import ArmPlan, Speed, StudyView
@@ -19,8 +19,6 @@ NOISE_PRIOR = 0.02
 
 def earlier(home: Home, limit: int = 3) -> list[StudyView]:
     """The newest studies of a home, newest first; none where there is no database yet."""
-    if not home.storage and not home.database.exists():
-        return []
     from ablate import study
 
     views = []
@@ -53,7 +51,7 @@ def seconds(
     speeds: Sequence[Speed] = (),
 ) -> float | None:
     """Wall time of the study, or None on a device that no earlier trial has measured."""
-    trials = durations.trials(run.sweep)
+    trials = sum(division.trials_of(run.sweep).values())
     if speeds:
         steps = {arm.name: arm.steps for arm in arms}
         work = statistics.fmean(steps[speed.arm] * speed.step_seconds for speed in speeds) * trials

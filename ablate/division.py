@@ -11,11 +11,8 @@ SHORT_RUN = 300
 
 def divide(run: schema.Run, dearest_step: int, calibration: int = 0) -> tuple[int, int, dict[str, int]]:
     """Allowance per trial, total, and caps per phase, all in MFLOP; `calibration` is what measuring costs."""
-    search, confirm, share = run.sweep.search, run.sweep.confirm, run.budget.contingency
-    arms = run.sweep.contrasts + 1
-    searched = arms * (search.points + search.extensions) + (search.trials if run.sweep.searches else 0)
-    confirmed = arms * confirm.seeds
-    trials = searched + confirmed
+    counts, share = trials_of(run.sweep), run.budget.contingency
+    trials = sum(counts.values())
     per_trial, total = run.budget.per_trial, run.budget.total
     if per_trial is None and total is None:
         raise BadInputError(
@@ -52,8 +49,18 @@ def divide(run: schema.Run, dearest_step: int, calibration: int = 0) -> tuple[in
             f"budget.total={_ceil(with_contingency(planned, share))}; or "
             f"budget.per_trial={(bound - contingency - calibration) // trials * units.MFLOP} for this total."
         )
-    caps = {"search": searched * allowance, "confirm": confirmed * allowance, "contingency": contingency}
+    caps = {phase: count * allowance for phase, count in counts.items()} | {"contingency": contingency}
     return allowance, bound, {**({"calibrate": calibration} if calibration else {}), **caps}
+
+
+def trials_of(sweep: schema.Sweep) -> dict[str, int]:
+    """Trials by phase; of the search at most, and with the proposals of an open one."""
+    search, arms = sweep.search, sweep.contrasts + 1
+    proposed = search.trials if sweep.searches else 0
+    return {
+        "search": arms * (search.points + search.extensions) + proposed,
+        "confirm": arms * sweep.confirm.seeds,
+    }
 
 
 def with_contingency(mflop: int, share: float) -> int:

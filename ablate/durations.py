@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ablate import matching, schema, units
-from ablate.division import with_contingency
+from ablate.division import trials_of, with_contingency
 from ablate.errors import BadInputError
 from ablate.records import Speed
 
@@ -39,14 +39,14 @@ def in_flops(
     """The run with times in its budget replaced by the FLOPs that fit into them.
 
     A time per trial bounds the training of the slowest arm. A time in total is that of all trials, as many at
-    once as there are workers, with `OVERHEAD`.
+    once as there are workers, with `OVERHEAD`; what an open search proposes is taken to last as long as arms do.
 
     Raises:
         BadInputError: a time in which no arm can do a step, or of a device that is not in use.
     """
     if not asked(run.budget):
         return run
-    budget, count = run.budget, trials(run.sweep)
+    budget, count = run.budget, sum(trials_of(run.sweep).values())
     step_seconds = {speed.arm: speed.step_seconds for speed in speeds}
     measuring = sum(speed.mflop / step_mflop[speed.arm] * speed.step_seconds for speed in speeds)
     pace = _Pace(step_mflop, step_seconds, workers)
@@ -69,12 +69,6 @@ def in_flops(
         work = count * allowance + sum(speed.mflop for speed in speeds)
         amounts["total"] = with_contingency(work, budget.contingency) * units.MFLOP
     return dataclasses.replace(run, budget=dataclasses.replace(budget, **amounts))
-
-
-def trials(sweep: schema.Sweep) -> int:
-    """Trials at most, over all phases; what an open search proposes is taken to last as long as the arms."""
-    per_arm = sweep.search.points + sweep.search.extensions + sweep.confirm.seeds
-    return per_arm * (sweep.contrasts + 1) + (sweep.search.trials if sweep.searches else 0)
 
 
 def _worker_seconds(run: schema.Run, key: str, given: units.Time, pace: _Pace, wall: float) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ablate import matching, stats
+from ablate.division import trials_of
 from ablate.records import Plan, TrialRow
 from ablate.schema import Optimizer
 from ablate.second_reading import Foreseen, Reading
@@ -37,7 +38,7 @@ def foreseen(plan: Plan) -> Foreseen | None:
         curves.append([per_step * s if currency == "tokens" else arm.charge(s) for s in steps])
     mflop = {arm.name: -(-arm.mflop // arm.steps) for arm in plan.arms}
     again = matching.steps(currency, plan.trial_mflop, mflop, {})
-    per_arm = sum(plan.caps[phase] for phase in ("search", "confirm")) // plan.trial_mflop // len(plan.arms)
+    per_arm = sum(trials_of(plan.run.sweep).values()) // len(plan.arms)
     return Foreseen(
         currency=currency,
         amount=round(where) if (where := _common(curves)) is not None else None,

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, effects, matching, readings, space, stages, units
+from ablate import designs, division, effects, matching, readings, space, stages, units
 from ablate.console import parts, stage_table
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.throughput import TIMED, WARM
@@ -138,23 +138,26 @@ def _optimizers(plan: Plan) -> Text:
 
 def _budget(plan: Plan) -> Table:
     sweep, arms = plan.run.sweep, plan.planned_arms
-    points, extensions, seeds = sweep.search.points, sweep.search.extensions, len(plan.confirm_seeds)
+    points, extensions, trials = (
+        sweep.search.points,
+        sweep.search.extensions,
+        division.trials_of(plan.registered.run.sweep),
+    )
     spread = f"{arms} arms × {points} learning rates"
     if extensions:
         spread += f", and up to {extensions} more each while a best is at an edge"
-    proposed = sweep.search.trials if sweep.searches else 0
-    if proposed:
-        spread = f"{proposed} proposals once each, then {spread}"
+    if sweep.searches:
+        spread = f"{sweep.search.trials} proposals once each, then {spread}"
     details = {
-        "search": (spread, arms * (points + extensions) + proposed),
-        "confirm": (f"{arms} arms × {_confirmed(plan)}", arms * seeds),
+        "search": (spread, trials["search"]),
+        "confirm": (f"{arms} arms × {_confirmed(plan)}", trials["confirm"]),
         "contingency": ("work done again after a crash; never an arm's", None),
         "calibrate": (f"{WARM + TIMED} steps of each arm, measured once per machine", None),
     }
     table = parts.table("phase", ("trials", "right"), ("at most", "right"), "for")
     for phase, cap in plan.caps.items():
-        text, trials = details.get(phase, ("", None))
-        table.add_row(phase, "" if trials is None else f"{trials:,}", units.compute(cap), Text(text, "dim"))
+        text, count = details.get(phase, ("", None))
+        table.add_row(phase, "" if count is None else f"{count:,}", units.compute(cap), Text(text, "dim"))
     table.add_section()
     per_trial = f"{units.compute(plan.trial_mflop)} per trial"
     table.add_row(Text("total", "bold"), "", Text(units.compute(plan.total_mflop), "bold"), Text(per_trial))

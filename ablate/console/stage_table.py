@@ -30,8 +30,8 @@ def curricula(arms: Sequence[ArmPlan]) -> Table:
     for arm in arms:
         if not arm.early:
             continue
-        trainer, done = arm.run.trainer, sum(stage.steps for stage in arm.early)
-        last = (trainer.batch_size, trainer.seq_len, arm.steps - done, arm.step_mflop, stages.SPARSE)
+        trainer = arm.run.trainer
+        last = (trainer.batch_size, trainer.seq_len, arm.counts[-1], arm.step_mflop, stages.SPARSE)
         before = [(s.batch_size, s.seq_len, s.steps, s.step_mflop, s.attention) for s in arm.early]
         for index, (rows, length, steps, mflop, attention) in enumerate([*before, last]):
             table.add_row(

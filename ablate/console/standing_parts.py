@@ -6,23 +6,15 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ablate import standing, units
+from ablate import division, standing, units
 from ablate.console import parts
-from ablate.records import PhaseAccount, Plan, StudyView, TrialRow
+from ablate.records import PhaseAccount, StudyView, TrialRow
 from ablate.standing import ArmStanding
 
 
 def stage(view: StudyView) -> str:
     """The phase of a study that runs, the state of another."""
     return standing.phase(view) if view.state == "running" else view.state
-
-
-def planned_trials(plan: Plan, phase: str) -> int:
-    """Trials of a phase; of the search, at most."""
-    search = plan.run.sweep.search
-    per_arm = search.points + search.extensions if phase == "search" else len(plan.confirm_seeds)
-    proposed = search.trials if plan.run.sweep.searches and phase == "search" else 0
-    return per_arm * plan.planned_arms + proposed
 
 
 def arms_table(
@@ -106,7 +98,7 @@ def progress_rows(view: StudyView, width: int, elapsed: float | None = None) -> 
     for name in ("search", "confirm"):
         own = [row for row in view.trials if row.spec.phase == name]
         over = name == "search" and standing.phase(view) == "confirm"
-        expected = len(own) if over else planned_trials(view.plan, name)
+        expected = len(own) if over else division.trials_of(view.plan.registered.run.sweep)[name]
         open_ended = not over if name == "search" else bool(view.plan.run.sweep.confirm.looks)
         limit = f"≤ {expected}" if open_ended else str(expected)
         done = sum(standing.share(row) if row.state == "running" else standing.ended(row) for row in own)
