@@ -68,28 +68,27 @@ def _learns(variant: Variant) -> bool:
     return issubclass(cls, Indexer) and cls.learns(config)
 
 
-def step_flops(run: Run, variant: Variant, stretch: Stretch, with_optimizer: bool) -> int:
+def step_flops(run: Run, variant: Variant, stretch: Stretch, optimizer_flops: int = 0) -> int:
     """Training FLOPs of one step, exactly.
 
     A `dense` step is one of the same model whose indexers choose everything. A `warmup` step is that model's
     forward pass, and the training of the indexers.
 
     Args:
-        with_optimizer: whether the optimizer's own matrix products are charged; of tensors that a stage
-            leaves alone there are none.
+        optimizer_flops: the optimizer's own in a step of the whole model, where they are charged; of tensors
+            that a stage leaves alone there are none.
     """
     rows = run.trainer.batch_size * run.trainer.seq_len // stretch.seq_len
-    own = optimization.flops_per_step(run.optimizer, variant) if with_optimizer else 0
     costs = variant.costs(stretch.seq_len)
     if stretch.attention == SPARSE:
-        return costs.total.train_flops * rows + own
+        return costs.total.train_flops * rows + optimizer_flops
     dense = _all_chosen(variant)
     total = dense.costs(stretch.seq_len).total
-    others = optimization.flops_per_step(run.optimizer, dense) if with_optimizer else 0
+    others = optimization.flops_per_step(run.optimizer, dense) if optimizer_flops else 0
     if stretch.attention == DENSE:
         return total.train_flops * rows + others
     learning = sum(cost.train_flops for label, _, cost in costs.rows if label.startswith("indexer/"))
-    return (total.forward_flops + learning) * rows + own - others
+    return (total.forward_flops + learning) * rows + optimizer_flops - others
 
 
 def _all_chosen(variant: Variant) -> Variant:
@@ -105,7 +104,7 @@ def priced(run: Run, variant: Variant) -> list[dict[str, Any]]:
         dataclasses.asdict(stretch)
         | {
             "batch_size": run.trainer.batch_size * run.trainer.seq_len // stretch.seq_len,
-            "train_flops_per_step": step_flops(run, variant, stretch, with_optimizer=False),
+            "train_flops_per_step": step_flops(run, variant, stretch),
         }
         for stretch in read(run.trainer)
     ]
@@ -121,9 +120,9 @@ def warnings(run: Run, variant: Variant) -> list[str]:
     return found
 
 
-def flops(run: Run, variant: Variant, with_optimizer: bool) -> tuple[int, ...]:
+def flops(run: Run, variant: Variant, optimizer_flops: int) -> tuple[int, ...]:
     """`step_flops` of every stage."""
-    return tuple(step_flops(run, variant, stretch, with_optimizer) for stretch in read(run.trainer))
+    return tuple(step_flops(run, variant, stretch, optimizer_flops) for stretch in read(run.trainer))
 
 
 def rounded(flops: Sequence[int]) -> tuple[int, ...]:
@@ -194,10 +193,8 @@ def solve(
     if match == "tokens" and any(trainer.curriculum for trainer in trainers.values()):
         steps = min(by_compute(trainers[name], charges[name], allowance).steps for name in trainers)
         found = {name: by_steps(trainers[name], charges[name], steps) for name in trainers}
-        while any(
-            solved.mflop > allowance for solved in found.values()
-        ):  # rounding put a dear step for a cheap one
-            steps -= 1
+        while any(solved.mflop > allowance for solved in found.values()):
+            steps -= 1  # rounding put a dear step for a cheap one
             found = {name: by_steps(trainers[name], charges[name], steps) for name in trainers}
     for name, solved in found.items():
         if not trainers[name].curriculum:

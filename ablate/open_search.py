@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from ablate import schema, space, units
+from ablate import arms, schema, space, units
 from ablate.errors import BadInputError
 from ablate.records import ArmPlan, Plan
 from ablate.tree import apply_arm
@@ -17,6 +17,15 @@ from components import registry
 LOSS = "loss"
 COSTS = ("kv_bytes_per_token", "train_flops_per_token", "decode_flops", "params", "active_params")
 """Costs that are known without training: fields of `ArmPlan`, for constraints and further objectives."""
+
+
+_MISMATCHED = {
+    "tokens": "tokens",
+    "params": "params",
+    "active_params": "active_params",
+    "kv_bytes": "kv_bytes_per_token",
+}
+"""Currency to the field of `ArmPlan` by which a proposal differs from the baseline in it."""
 
 
 def check(run: schema.Run) -> space.Space:
@@ -99,48 +108,24 @@ def price(plan: Plan, name: str, overrides: dict[str, Any], charged: bool) -> Ar
 
     run = apply_arm(plan.run, overrides, name)
     variant = Variant.from_run(run, plan.baseline.variant.dims.vocab_size)
-    seq_len, batch = run.trainer.seq_len, run.trainer.batch_size
+    seq_len = run.trainer.seq_len
     variant.check(seq_len)
     curriculum.check(run, variant, f"arm '{name}'")
     cost = variant.costs(seq_len).total
     update = optimization.flops_per_step(run.optimizer, variant)
-    charges = curriculum.rounded(curriculum.flops(run, variant, charged))
-    step = charges[-1]
-    steps = plan.trial_mflop // step
+    charges = curriculum.rounded(curriculum.flops(run, variant, charged * update))
+    steps = plan.trial_mflop // charges[-1]
     if steps < 1:
         raise BadInputError(
-            f"one optimizer step takes {units.compute(step)}, and a trial is allowed {units.compute(plan.trial_mflop)}"
+            f"one optimizer step takes {units.compute(charges[-1])}, and a trial is allowed "
+            f"{units.compute(plan.trial_mflop)}"
         )
-    solved = curriculum.solve({name: run.trainer}, {name: charges}, plan.trial_mflop, {name: steps}, "flops")[
-        name
-    ]
-    tokens = solved.steps * seq_len * batch
-    own: dict[str, float] = {"tokens": tokens, "params": cost.params, "active_params": cost.active_params}
-    own["kv_bytes"] = cost.kv_bytes / seq_len
-    base = plan.baseline
-    reference: dict[str, float] = {
-        "tokens": base.tokens,
-        "params": base.params,
-        "active_params": base.active_params,
-    }
-    reference["kv_bytes"] = base.kv_bytes_per_token
-    return ArmPlan(
-        name=name,
-        is_baseline=False,
-        run=run,
-        variant=variant,
-        params=cost.params,
-        active_params=cost.active_params,
-        train_flops_per_token=cost.train_flops / seq_len,
-        kv_bytes_per_token=cost.kv_bytes / seq_len,
-        decode_flops=cost.decode_flops,
-        optimizer_flops=update,
-        step_mflop=step,
-        steps=solved.steps,
-        early=solved.early,
-        tokens=tokens,
-        mismatch={key: own[key] / reference[key] - 1 for key in own if reference[key]},
+    solved = curriculum.solve({name: run.trainer}, {name: charges}, plan.trial_mflop, {name: steps}, "flops")
+    arm = arms.priced(name, run, variant, cost, solved[name], optimizer_flops=update, mismatch={})
+    own, base = (
+        {key: getattr(one, field) for key, field in _MISMATCHED.items()} for one in (arm, plan.baseline)
     )
+    return dataclasses.replace(arm, mismatch=arms.relative(own, base))
 
 
 def costs(arm: ArmPlan) -> dict[str, float]:

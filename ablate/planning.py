@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ablate import calibrate, durations, matching, open_search, schema, throughput, units, warm_start
+from ablate import arms, calibrate, durations, matching, open_search, schema, throughput, units, warm_start
 from ablate.division import SHORT_RUN, divide
 from ablate.errors import BadInputError
 from ablate.home import Home
@@ -74,7 +74,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     charged = optimizers_differ(own for own, _ in variants.values()) or (
         run.sweep.searches and open_search.check(run).searches_optimizer
     )
-    flops = {name: curriculum.flops(own, variant, charged) for name, (own, variant) in variants.items()}
+    flops = {name: curriculum.flops(own, v, charged * updates[name]) for name, (own, v) in variants.items()}
     charges = {name: curriculum.rounded(amounts) for name, amounts in flops.items()}
     steps_mflop = {name: amounts[-1] for name, amounts in charges.items()}
     views, workers = calibrate.earlier(home), _workers(run)
@@ -91,24 +91,24 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     solved = curriculum.solve(trainers, charges, allowance, steps, run.budget.match)
 
     warnings: list[str] = []
-    arms = _arms(run, variants, costs, updates, flops, solved, resolved, seconds)
-    for arm in arms:
+    found = _arms(run, variants, costs, updates, flops, solved, resolved, seconds)
+    for arm in found:
         warnings += [f"{arm.name}: {text}" for text in curriculum.warnings(arm.run, arm.variant)]
-    short = min(arms, key=lambda arm: arm.steps)
+    short = min(found, key=lambda arm: arm.steps)
     if short.steps < SHORT_RUN:
         warnings.append(
             f"{short.name} trains for {short.steps} steps; below {SHORT_RUN} no verdict is given. "
             f"budget.per_trial={units.compute(SHORT_RUN * dearest)} or more would do."
         )
     sd, source = calibrate.noise(run, views)
-    fingerprint = _fingerprint(run, arms, allowance, caps, data_fingerprint)
+    fingerprint = _fingerprint(run, found, allowance, caps, data_fingerprint)
     seed = run.seed * 1000
     plan = Plan(
         study=f"{run.sweep.name}-{fingerprint[:8]}",
         fingerprint=fingerprint,
         question=run.sweep.question,
         run=run,
-        arms=tuple(arms),
+        arms=tuple(found),
         total_mflop=total,
         trial_mflop=allowance,
         caps=caps,
@@ -121,7 +121,7 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
         noise_sd=sd,
         noise_source=source,
         workers=workers,
-        estimated_seconds=calibrate.seconds(run, arms, workers, views, speeds),
+        estimated_seconds=calibrate.seconds(run, found, workers, views, speeds),
         warnings=tuple(dict.fromkeys(warnings)),
         speeds=speeds,
     )
@@ -177,8 +177,6 @@ def _arms(
     resolved: dict[str, matching.Resolved],
     seconds: dict[str, float],
 ) -> list[ArmPlan]:
-    seq_len = run.trainer.seq_len
-    per_step = seq_len * run.trainer.batch_size
     base = run.sweep.baseline
 
     def currencies(name: str) -> dict[str, float]:
@@ -194,33 +192,24 @@ def _arms(
 
     reference = currencies(base)
     # equal up to less than one step; sizes are equal up to a tolerance, and what is left of it is shown
-    exact = run.budget.match if run.budget.match not in matching.KEYS else None
-    arms = []
+    exact = {run.budget.match} - matching.KEYS.keys()
+    made = []
     for name, (applied, variant) in variants.items():
-        cost, own = costs[name], currencies(name)
-        arms.append(
-            ArmPlan(
-                name=name,
-                is_baseline=name == base,
-                run=applied,
-                variant=variant,
-                params=cost.params,
-                active_params=cost.active_params,
-                train_flops_per_token=cost.train_flops / seq_len,
-                kv_bytes_per_token=cost.kv_bytes / seq_len,
-                decode_flops=cost.decode_flops,
+        off = arms.relative(currencies(name), reference)
+        made.append(
+            arms.priced(
+                name,
+                applied,
+                variant,
+                costs[name],
+                solved[name],
                 optimizer_flops=updates[name],
-                step_mflop=solved[name].step_mflop,
-                steps=solved[name].steps,
-                tokens=solved[name].steps * per_step,
-                early=solved[name].early,
-                mismatch={
-                    key: own[key] / reference[key] - 1 for key in own if reference[key] and key != exact
-                },
-                resolved=resolved.get(name, {}),
+                mismatch={key: off[key] for key in off if key not in exact},
+                is_baseline=name == base,
+                resolved=resolved.get(name),
             )
         )
-    return sorted(arms, key=lambda arm: not arm.is_baseline)
+    return sorted(made, key=lambda arm: not arm.is_baseline)
 
 
 def _vocab_size(run: schema.Run) -> int:

@@ -138,11 +138,8 @@ def _optimizers(plan: Plan) -> Text:
 
 def _budget(plan: Plan) -> Table:
     sweep, arms = plan.run.sweep, plan.planned_arms
-    points, extensions, trials = (
-        sweep.search.points,
-        sweep.search.extensions,
-        division.trials_of(plan.registered.run.sweep),
-    )
+    points, extensions = sweep.search.points, sweep.search.extensions
+    trials = division.trials_of(plan.registered.run.sweep)
     spread = f"{arms} arms × {points} learning rates"
     if extensions:
         spread += f", and up to {extensions} more each while a best is at an edge"

@@ -259,9 +259,7 @@ def test_what_a_stage_runs_is_what_pytorch_counts(attention: str, length: int) -
     trained = layers * (2 * exact["projections"] + 3 * exact["scores"])
     everything = variants.make_variant(indexer=schema.Slot("dense")).costs(length).total
     run = dataclasses.replace(variants.make_run(), trainer=schema.Trainer(seq_len=LENGTH, batch_size=ROWS))
-    charged = curriculum.step_flops(
-        run, variant, Stretch(share=0.5, seq_len=length, attention=attention), with_optimizer=False
-    )
+    charged = curriculum.step_flops(run, variant, Stretch(share=0.5, seq_len=length, attention=attention))
     expected = {
         "sparse": variants.make_variant().costs(length).total.train_flops,
         "dense": 3 * everything.forward_flops,
