@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from ablate import db, ledger, stored
-from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.jsonable import jsonable
 from ablate.records import PhaseAccount
@@ -76,9 +75,7 @@ def account(name: str, home: Home, with_events: bool = False) -> Account:
         BadInputError: there is no such study.
     """
     with db.reading(db.connect(home)) as connection:
-        study = connection.execute(select(db.study).where(db.study.c.name == name)).first()
-        if study is None:
-            raise BadInputError(f"study '{name}' does not exist in {home.storage or home.root}.")
+        study = db.study_row(connection, name, home)
         plan = stored.plan_from_text(study.plan)
         fault = ""
         try:

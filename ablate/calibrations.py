@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Column, Connection, Float, String, Table, inspect, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ablate import db, ledger
@@ -11,43 +11,32 @@ from ablate.records import Plan
 
 PHASE = "calibrate"
 
-_table = Table(
-    "calibration",
-    db.metadata,
-    Column("key", String, primary_key=True),  # machine, library, arm, shape of a step
-    Column("step_seconds", Float, nullable=False),
-    Column("study", String),  # which has paid
-    Column("at", Float, nullable=False),
-)
-
 
 def known(home: Home, keys: Iterable[str]) -> dict[str, float]:
     """Seconds per step of those that have been measured."""
-    if not home.storage and not home.database.exists():
+    if not db.exists(home):
         return {}
+    c = db.calibration.c
     with db.reading(db.connect(home)) as connection:
-        if not inspect(connection).has_table(_table.name):
-            return {}
-        wanted = select(_table.c.key, _table.c.step_seconds).where(_table.c.key.in_(list(keys)))
+        wanted = select(c.key, c.step_seconds).where(c.key.in_(list(keys)))
         return {row.key: row.step_seconds for row in connection.execute(wanted)}
 
 
 def record(home: Home, key: str, step_seconds: float) -> None:
     """Keep a measurement; an earlier one of the same key stands, so that plans made from it stay as they are."""
     values = {"key": key, "step_seconds": step_seconds, "study": None, "at": db.now()}
-    with db.connect(home).begin() as connection:
-        _table.create(connection, checkfirst=True)
     try:
         with db.connect(home).begin() as connection:
-            connection.execute(_table.insert().values(**values))
+            connection.execute(db.calibration.insert().values(**values))
     except IntegrityError:
         pass  # another process was quicker
 
 
 def charge(connection: Connection, plan: Plan) -> None:
     """Let a new study pay for the measurements that no study has paid for yet."""
+    c = db.calibration.c
     for speed in plan.speeds:
-        mine = update(_table).where(_table.c.key == speed.key, _table.c.study.is_(None))
+        mine = update(db.calibration).where(c.key == speed.key, c.study.is_(None))
         if not speed.measured or connection.execute(mine.values(study=plan.study)).rowcount == 0:
             continue
         key = f"{PHASE}/{speed.arm}"

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    select,
 )
 from sqlalchemy import exc as sql_exc
 from sqlalchemy.ext.compiler import compiles
@@ -34,7 +35,7 @@ from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.storage import reading
 
-VERSION = 2
+VERSION = 3
 """Of the tables below, kept in SQLite's `user_version`, and with PostgreSQL in a comment on the first table."""
 
 Found = Any
@@ -70,7 +71,6 @@ trial = Table(
     Column("state", String, nullable=False),  # queued | running | complete | diverged | failed | cancelled
     Column("result", Text),
     Column("reused_from", String),
-    Column("step_mflop", BigInteger, nullable=False),
     Column("paid_steps", BigInteger, nullable=False, default=0),  # its phase has paid for steps below this
     Column("wasted", BigInteger, nullable=False, default=0),  # contingency has paid, MFLOP
     Column("optuna", Integer),
@@ -89,7 +89,7 @@ proposal = Table(  # of an open search; one that is trained has a trial
     Column("optuna", Integer, nullable=False),
     Column("told", Boolean, nullable=False, default=False),
     Column("sampler", String, nullable=False),
-    Column("params", Text, nullable=False),  # JSON, as are overrides, costs and violations
+    Column("params", Text, nullable=False),  # JSON, as are overrides and costs
     Column("overrides", Text, nullable=False),
     Column("lr", Float, nullable=False),
     Column("kind", String, nullable=False),  # new | duplicate | infeasible | invalid
@@ -97,7 +97,6 @@ proposal = Table(  # of an open search; one that is trained has a trial
     Column("identity", String, nullable=False),
     Column("schedule", Text, nullable=False),
     Column("costs", Text, nullable=False),
-    Column("violations", Text, nullable=False),
     Column("trial", ForeignKey("trial.id")),
 )
 
@@ -141,6 +140,15 @@ budget = Table(
     Column("waste", BigInteger, nullable=False, default=0),
     CheckConstraint("spent >= 0 AND reserved >= 0 AND waste >= 0", name="no_negative_amounts"),
     CheckConstraint("spent + reserved <= cap", name="within_cap"),
+)
+
+calibration = Table(  # a measured speed
+    "calibration",
+    metadata,
+    Column("key", String, primary_key=True),  # machine, library, arm, shape of a step
+    Column("step_seconds", Float, nullable=False),
+    Column("study", ForeignKey("study.name")),  # which has paid
+    Column("at", Float, nullable=False),
 )
 
 ledger = Table(
@@ -267,6 +275,18 @@ def _make(connection: Connection) -> int:
     else:
         connection.exec_driver_sql(f"COMMENT ON TABLE study IS '{_COMMENT}{VERSION}'")
     return VERSION
+
+
+def study_row(connection: Connection, name: str, home: Home) -> Found:
+    """A study of a home.
+
+    Raises:
+        BadInputError: there is none of that name.
+    """
+    found = connection.execute(select(study).where(study.c.name == name)).first()
+    if found is None:
+        raise BadInputError(f"study '{name}' does not exist in {home.place}.")
+    return found
 
 
 def note(connection: Connection, study_name: str, kind: str, text: str) -> None:

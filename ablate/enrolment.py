@@ -49,7 +49,6 @@ def enrol(
         "arm": spec.arm,
         "phase": spec.phase,
         "spec": stored.spec_to_text(spec),
-        "step_mflop": spec.step_mflop,
         **columns,
     }
     if known is not None:

@@ -44,6 +44,11 @@ class Home:
                 return cls(root, server(address, key))
         return cls(root)
 
+    @property
+    def place(self) -> str:
+        """Where the studies are, for messages."""
+        return self.storage or str(self.root)
+
     def create(self) -> "Home":
         """Make the folder, prove that it can be written to, and note the storage for later commands.
 

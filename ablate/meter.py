@@ -118,7 +118,7 @@ class TrialMeter:
             ahead = math.ceil(FIRST_CHUNK * whole)
         if step + steps > whole:
             self._refuse(f"step {step + steps} was to be paid for, but the allowance has {whole}")
-        every = self._claim.spec.run["trainer"].get("checkpoint_steps") or whole
+        every = self._claim.spec.run["trainer"]["checkpoint_steps"] or whole
         return min(max(steps, ahead), whole - step, every - step % every)
 
     def _settle(self, start: int, until: int, first: bool = False) -> int:

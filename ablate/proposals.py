@@ -105,12 +105,12 @@ class Proposals:
             arm = open_search.price(self._plan, f"p{number}", draw.overrides, self._charged)
         except BadInputError as error:
             values |= {"kind": "invalid", "reason": str(error), "identity": "", "schedule": ""}
-            self._refuse(values | {"costs": "{}", "violations": json.dumps({"invalid": 1.0})})
+            self._refuse(values | {"costs": "{}"})
             return
         exceeded = open_search.violations(arm, self._limits)
         costs = open_search.costs(arm)
         values |= {"identity": open_search.identity(arm), "schedule": arm.variant.schedule}
-        values |= {"costs": json.dumps(costs), "violations": json.dumps({"invalid": 0.0, **exceeded})}
+        values["costs"] = json.dumps(costs)
         if any(value > 0 for value in exceeded.values()):
             told = [
                 f"{key} is {costs[key]:g}, allowed {self._limits[key]:g}"

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from ablate import db, ledger, proposals, search_view, stored
-from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import Effects, LrCurve, Plan, StudyView, TrialRow, Verdict
 
@@ -23,9 +22,7 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         BadInputError: there is no such study.
     """
     with db.reading(db.connect(home)) as connection:
-        study = connection.execute(select(db.study).where(db.study.c.name == name)).first()
-        if study is None:
-            raise BadInputError(f"study '{name}' does not exist in {home.storage or home.root}.")
+        study = db.study_row(connection, name, home)
         trials = _trials(connection, name)
         accounts = ledger.accounts(connection, name)
         events = _events(connection, name)

@@ -82,13 +82,13 @@ def _arm_from_dict(values: dict[str, Any]) -> ArmPlan:
     run = schema.from_dict(values["run"])
     variant = Variant.from_run(run, vocab_size=values["vocab_size"])
     numbers = {name: values[name] for name in _ARM_NUMBERS}
-    resolved = {key: (before, after) for key, (before, after) in values.get("resolved", {}).items()}
+    resolved = {key: (before, after) for key, (before, after) in values["resolved"].items()}
     return ArmPlan(**numbers, run=run, variant=variant, resolved=resolved, early=_stages(values))
 
 
 def _stages(values: dict[str, Any]) -> tuple[Stage, ...]:
-    """Early stages of an arm or trial; what was stored before there were any has none."""
-    return tuple(Stage(**stage) for stage in values.get("early", ()))
+    """Early stages of an arm or trial."""
+    return tuple(Stage(**stage) for stage in values["early"])
 
 
 def spec_to_text(spec: TrialSpec) -> str:

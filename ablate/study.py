@@ -52,7 +52,7 @@ def create(plan: Plan, home: Home, force: bool = False) -> tuple[str, bool]:
             return plan.study, True
         if found.fingerprint != plan.fingerprint:
             raise AblateError(
-                f"study {plan.study} exists in {home.storage or home.root} with fingerprint {found.fingerprint}, "
+                f"study {plan.study} exists in {home.place} with fingerprint {found.fingerprint}, "
                 f"this plan has {plan.fingerprint}. Choose another home."
             )
         old = stored.plan_from_text(found.plan)
@@ -155,9 +155,7 @@ def find(home: Home, prefix: str) -> str:
     if fitting:
         return fitting[0]
     if not known:
-        raise BadInputError(
-            f"{home.storage or home.root} has no studies yet. Start one with: ablate run sweep=NAME"
-        )
+        raise BadInputError(f"{home.place} has no studies yet. Start one with: ablate run sweep=NAME")
     near = difflib.get_close_matches(prefix, known, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     raise BadInputError(f"no study begins with '{prefix}'. {hint}Studies here: {', '.join(known)}.")

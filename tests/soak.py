@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 from sqlalchemy import select
 
-from ablate import db, ledger, reading, study
+from ablate import db, ledger, reading, stored, study
 from ablate.home import Home
 from ablate.records import StudyView
 
@@ -119,8 +119,8 @@ def prove(calm: StudyView, calm_home: Home, rough: StudyView, home: Home, storm:
         paid = (e.study == rough.name, e.phase == ledger.CONTINGENCY, e.waste > 0)
         wastes = connection.execute(select(e.trial, e.waste).where(*paid)).all()
         t = db.trial.c
-        rows = connection.execute(select(t.id, t.step_mflop).where(t.study == rough.name)).all()
-    step = {row.id: row.step_mflop for row in rows}
+        rows = connection.execute(select(t.id, t.spec).where(t.study == rough.name)).all()
+    step = {row.id: stored.spec_from_text(row.spec).step_mflop for row in rows}
     worst = max((row.waste / step[row.trial] for row in wastes), default=0.0)
     assert worst <= INTERVAL, f"a kill cost {worst} steps"
     assert len(wastes) <= storm.kills

@@ -7,7 +7,7 @@ import pytest
 import small_studies
 from sqlalchemy import select, update
 
-from ablate import db, ledger, queue, reading, stored, study
+from ablate import db, enrolment, ledger, queue, reading, stored, study
 from ablate.errors import StopTraining, Superseded
 from ablate.home import Home
 from ablate.meter import TrialMeter
@@ -26,23 +26,7 @@ def fill(home: Home, trials: int, **options) -> tuple[str, int]:
     with db.connect(home).begin() as connection:
         for number, slot in enumerate(slots):
             spec = spec_for(plan, plan.arms[0], "search", 0, number, slot.lr)
-            made = connection.execute(
-                db.trial.insert().values(
-                    study=plan.study,
-                    number=number,
-                    slot=slot.key,
-                    fingerprint=spec.fingerprint,
-                    arm=spec.arm,
-                    phase=spec.phase,
-                    spec=stored.spec_to_text(spec),
-                    state="queued",
-                    step_mflop=spec.step_mflop,
-                )
-            ).inserted_primary_key[0]
-            assert ledger.reserve(
-                connection, plan.study, "search", spec.allowance_mflop, f"{made}/reserve", made
-            )
-            queue.enqueue(connection, plan.study, made)
+            enrolment.enrol(connection, plan.study, slot.key, spec, None)
     return plan.study, plan.total_mflop
 
 
