@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ablate import arms, schema, space, units
@@ -133,9 +134,9 @@ def costs(arm: ArmPlan) -> dict[str, float]:
     return {name: getattr(arm, name) for name in COSTS}
 
 
-def violations(arm: ArmPlan, allowed: dict[str, float]) -> dict[str, float]:
+def violations(costs: Mapping[str, float], allowed: Mapping[str, float]) -> dict[str, float]:
     """By how much, relative to its limit, each constrained cost is exceeded; zero or less where it is not."""
-    return {name: getattr(arm, name) / limit - 1 for name, limit in allowed.items()}
+    return {name: costs[name] / limit - 1 for name, limit in allowed.items()}
 
 
 def identity(arm: ArmPlan) -> str:

@@ -22,7 +22,7 @@ from ablate.trials import spec_for
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from ablate.samplers import Heard, Proposer
+    from ablate.samplers import Proposer
 
 SUFFIX = "-search"
 """Optuna's study of an open search beside the one of the learning rates."""
@@ -107,16 +107,12 @@ class Proposals:
             values |= {"kind": "invalid", "reason": str(error), "identity": "", "schedule": ""}
             self._refuse(values | {"costs": "{}"})
             return
-        exceeded = open_search.violations(arm, self._limits)
         costs = open_search.costs(arm)
+        exceeded = open_search.violations(costs, self._limits)
         values |= {"identity": open_search.identity(arm), "schedule": arm.variant.schedule}
         values["costs"] = json.dumps(costs)
         if any(value > 0 for value in exceeded.values()):
-            told = [
-                f"{key} is {costs[key]:g}, allowed {self._limits[key]:g}"
-                for key in exceeded
-                if exceeded[key] > 0
-            ]
+            told = [f"{k} is {costs[k]:g}, allowed {self._limits[k]:g}" for k in exceeded if exceeded[k] > 0]
             self._refuse(values | {"kind": "infeasible", "reason": "; ".join(told)})
             return
         self._train(values, arm, lr)
@@ -161,12 +157,10 @@ class Proposals:
             self._storage = open_storage(self._home)
             self._proposer = Proposer(self._storage, name, self._space, self._settings, fingerprint, earlier)
             rows = {row.optuna: row for row in self._rows()}
-            for number in sorted(
-                self._proposer.reconcile(set(rows))
-            ):  # Optuna's file was lost: make it again
-                row = rows[number]
+            for number in sorted(self._proposer.reconcile(set(rows))):
+                row = rows[number]  # Optuna's file was lost: make it again
                 ended = row.trial is None or row.state in ENDED
-                heard = self._heard(row) if ended else None
+                heard = warm_start.heard(self._plan, row) if ended else None
                 self._mark(row.number, optuna=self._proposer.add(json.loads(row.params), heard), told=ended)
         return self._proposer
 
@@ -175,13 +169,10 @@ class Proposals:
             if not row.told and (row.trial is None or row.state in ENDED):
                 proposer = self._optuna()
                 current = next(fresh for fresh in self._rows() if fresh.number == row.number)
-                proposer.tell(self._heard(current))  # opening may have given it another number
+                proposer.tell(
+                    warm_start.heard(self._plan, current)
+                )  # opening may have given it another number
                 self._mark(row.number, told=True)
-
-    def _heard(self, row: db.Found) -> "Heard":
-        result = stored.result_from_text(row.result) if row.result else None
-        loss = result.val_loss if result and row.state in ("complete", "diverged") else None
-        return warm_start.heard(self._plan, row, loss)
 
     def _mark(self, number: int, **values: Any) -> None:
         p = db.proposal.c

@@ -22,9 +22,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import Trial, TrialState, create_trial
 
-from ablate import faults
+from ablate import faults, search
 from ablate.parameters import Parameter, every
 from ablate.schema import Search
 from ablate.space import Draw, Space
@@ -138,9 +138,8 @@ class Proposer:
         Args:
             number: of the proposal in the study, which seeds the sampler. by: the sampler.
         """
-        seed = self._seed(
-            by if by == "qmc" else f"{by} {number}"
-        )  # one sequence, whoever asks for its points
+        # a quasi-random sequence is one, whoever asks for its points
+        seed = self._seed(by if by == "qmc" else f"{by} {number}")
         if by in (RANDOM, BRUTE_FORCE):
             draw = self._drawn(by, seed)
             self._study.enqueue_trial(draw.params, user_attrs={"by": by, "proposal": number})
@@ -155,12 +154,9 @@ class Proposer:
 
     def tell(self, heard: Heard) -> None:
         """Record what became of a proposal. What is told already stays as it is."""
-        frozen = self._trials()[heard.number]
-        if frozen.state.is_finished():
+        live = search.untold(self._study, heard.number, heard.attributes)
+        if live is None:
             return
-        live = Trial(self._study, frozen._trial_id)
-        for key, value in heard.attributes.items():
-            live.set_user_attr(key, value)
         for key, value in heard.violations.items():
             live.set_constraint(key, value)
         with warnings.catch_warnings():
@@ -184,17 +180,11 @@ class Proposer:
                 constraints=heard.violations if heard else None,
             )
         )
-        return max(self._trials())
+        return max(search.trials(self._study))
 
     def reconcile(self, known: set[int]) -> set[int]:
-        """Repair what a crash left; returns the numbers that Optuna has no trial for."""
-        while any(trial.state == TrialState.WAITING for trial in self._trials().values()):
-            self._study.tell(self._study.ask().number, state=TrialState.FAIL)
-        trials = self._trials()
-        for trial in trials.values():
-            if trial.state == TrialState.RUNNING and trial.number not in known:
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        return known - trials.keys()
+        """As `search.reconcile`."""
+        return search.reconcile(self._study, known)
 
     def _drawn(self, by: str, seed: int) -> Draw:
         if by == RANDOM:
@@ -202,14 +192,13 @@ class Proposer:
             return self._space.draw(lambda parameter: parameter.random(rng))
         points = list(every(self._space.draw))
         random.Random(self._seed(by)).shuffle(points)  # the same order whoever asks
-        tried = [trial.params for trial in self._trials().values() if trial.state != TrialState.FAIL]
+        tried = [
+            trial.params for trial in search.trials(self._study).values() if trial.state != TrialState.FAIL
+        ]
         return next((point for point in points if point.params not in tried), points[0])
 
     def _seed(self, text: str) -> int:
         return int(hashlib.sha256(f"{self._fingerprint} {text}".encode()).hexdigest()[:8], 16)
-
-    def _trials(self) -> dict[int, FrozenTrial]:
-        return {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}
 
 
 def _without_value(heard: Heard) -> TrialState:

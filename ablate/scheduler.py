@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, select, update
 
 from ablate import checkpoint, confirmation, db, enrolment, faults, ledger, queue, rounds, storage, stored
+from ablate.enrolment import ENDED
 from ablate.home import Home
 from ablate.records import Plan, TrialSpec
 from ablate.rounds import Slot
@@ -23,9 +24,6 @@ from ablate.trials import spec_for
 if TYPE_CHECKING:
     from ablate.proposals import Proposals
     from ablate.search import Search
-
-ENDED = enrolment.ENDED
-
 
 _DECIDED: dict[Decision, str] = {
     "difference": "a difference is established",
@@ -64,10 +62,8 @@ class Scheduler:
                 self._reap()
                 self._tell()
                 self._plan_ahead()
-            except (
-                enrolment.Overtaken
-            ):  # on a server the lock may end with its connection, while this process lives
-                self.close()
+            except enrolment.Overtaken:
+                self.close()  # on a server the lock may end with its connection, while this process lives
                 return False
             except BaseException:
                 self.close()  # what Optuna was told is uncertain: reconcile before the next word

@@ -6,13 +6,13 @@ Optuna is the record of the search that its dashboard and samplers read. The rat
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import inspect
@@ -95,7 +95,7 @@ class Search:
             self._study.set_user_attr("question", plan.question)
             self._study.set_user_attr("fingerprint", plan.fingerprint)
         reach = plan.run.sweep.search.factor ** (plan.run.sweep.search.extensions + 1)
-        self._space = {
+        self._space: dict[str, BaseDistribution] = {
             "arm": CategoricalDistribution([arm.name for arm in plan.arms]),
             "lr": FloatDistribution(min(plan.lr_grid) / reach, max(plan.lr_grid) * reach, log=True),
         }
@@ -118,12 +118,9 @@ class Search:
 
     def tell(self, told: Told) -> None:
         """Record how a trial ended. What is told already stays as it is."""
-        trial = self._trials()[told.number]
-        if trial.state.is_finished():
+        live = untold(self._study, told.number, told.attributes)
+        if live is None:
             return
-        live = optuna.trial.Trial(self._study, trial._trial_id)
-        for key, value in told.attributes.items():
-            live.set_user_attr(key, value)
         if told.value is None or not math.isfinite(told.value):
             self._study.tell(told.number, state=TrialState.FAIL)
             return
@@ -131,21 +128,41 @@ class Search:
         self._study.tell(told.number, told.value)
 
     def reconcile(self, known: Iterable[int]) -> set[int]:
-        """Repair what a crash left; returns the numbers that Optuna has no trial for.
+        """As the function of that name."""
+        return reconcile(self._study, known, self._space)
 
-        Args:
-            known: Optuna's numbers of the trials that the study database has. Any other unfinished one is
-            an orphan
-                of a scheduler that died between asking and recording: it is told as failed.
-        """
-        wanted, trials = set(known), self._trials()
-        while any(trial.state == TrialState.WAITING for trial in trials.values()):
-            self._study.tell(self._study.ask(self._space).number, state=TrialState.FAIL)
-            trials = self._trials()
-        for trial in trials.values():
-            if trial.state == TrialState.RUNNING and trial.number not in wanted:
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        return wanted - trials.keys()
 
-    def _trials(self) -> dict[int, FrozenTrial]:
-        return {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}
+def trials(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """All trials by their numbers."""
+    return {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+
+
+def untold(study: optuna.Study, number: int, attributes: Mapping[str, Any]) -> optuna.trial.Trial | None:
+    """A trial that is still to be told, its attributes set; None where it is told already, and stays as it is."""
+    frozen = trials(study)[number]
+    if frozen.state.is_finished():
+        return None
+    live = optuna.trial.Trial(study, frozen._trial_id)
+    for key, value in attributes.items():
+        live.set_user_attr(key, value)
+    return live
+
+
+def reconcile(
+    study: optuna.Study, known: Iterable[int], space: dict[str, BaseDistribution] | None = None
+) -> set[int]:
+    """Repair what a crash left; returns the numbers that Optuna has no trial for.
+
+    Args:
+        known: Optuna's numbers of the trials that the study database has. Any other unfinished one is an orphan
+            of a scheduler that died between asking and recording: it is told as failed.
+        space: what the study asks for, where that is fixed.
+    """
+    wanted = set(known)
+    while any(trial.state == TrialState.WAITING for trial in trials(study).values()):
+        study.tell(study.ask(space).number, state=TrialState.FAIL)
+    found = trials(study)
+    for trial in found.values():
+        if trial.state == TrialState.RUNNING and trial.number not in wanted:
+            study.tell(trial.number, state=TrialState.FAIL)
+    return wanted - found.keys()

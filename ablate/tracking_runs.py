@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablate import matching, schema, stages
+from ablate.enrolment import ENDED
 from ablate.records import ArmPlan, Plan, StudyView, TrialRow
 
 CURVE_POINTS = 100
@@ -163,7 +164,7 @@ def _trial(view: StudyView, row: TrialRow, params: Mapping[str, str]) -> RunCont
         name=_text(f"{row.number:03d} {spec.arm} {what}"),
         status=_STATUS.get(row.state, "RUNNING"),
         started=_milliseconds(row.started_at or view.created_at),
-        ended=_milliseconds(row.ended_at) if row.ended_at and row.state in _ENDED else None,
+        ended=_milliseconds(row.ended_at) if row.ended_at and row.state in ENDED else None,
         tags=_tags(tags),
         params={
             **params,
@@ -175,9 +176,6 @@ def _trial(view: StudyView, row: TrialRow, params: Mapping[str, str]) -> RunCont
         },
         metrics=tuple(metrics),
     )
-
-
-_ENDED = ("complete", "diverged", "failed", "cancelled")
 
 
 def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent:

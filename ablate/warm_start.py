@@ -1,7 +1,7 @@
 """Results of an earlier search of the same space as the beginning of another one's history."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -39,17 +39,19 @@ def read(plan: Plan, home: Home) -> list[tuple[Mapping[str, Any], "Heard"]]:
             f"{place}: study {name} differs in {', '.join(differing)}, so its losses say little here. "
             "Allowed: a study of the same space, model, data, trainer and compute per trial."
         )
-    return [(json.loads(row.params), heard(plan, row, loss)) for row, loss in _ended(rows)]
+    ended = [row for row in rows if row.kind == "new" and _loss(row) is not None]
+    return [(json.loads(row.params), heard(plan, row)) for row in ended]
 
 
-def heard(plan: Plan, row: db.Found, loss: float | None) -> "Heard":
+def heard(plan: Plan, row: db.Found) -> "Heard":
     """What Optuna is told of a recorded proposal under a plan's objectives and constraints."""
     from ablate.samplers import Heard
 
+    loss = _loss(row)
     costs = json.loads(row.costs)
+    limits = open_search.limits(plan.run)
     violations = {"invalid": float(row.kind == "invalid"), "diverged": float(row.state == "diverged")}
-    for name, limit in open_search.limits(plan.run).items():
-        violations[name] = costs[name] / limit - 1 if costs else 0.0
+    violations |= open_search.violations(costs, limits) if costs else dict.fromkeys(limits, 0.0)
     objectives = plan.run.sweep.search.objectives[1:]
     values = () if loss is None else (loss, *(float(costs[name]) for name in objectives))
     attributes = {"by": row.sampler, "proposal": row.number, "kind": row.kind, "schedule": row.schedule}
@@ -60,18 +62,11 @@ def heard(plan: Plan, row: db.Found, loss: float | None) -> "Heard":
     return Heard(row.optuna, values, violations, attributes)
 
 
-def _ended(rows: Sequence[db.Found]) -> list[tuple[db.Found, float]]:
-    found = []
-    for row in rows:
-        result = stored.result_from_text(row.result) if row.result else None
-        if (
-            row.kind == "new"
-            and row.state in ("complete", "diverged")
-            and result
-            and result.val_loss is not None
-        ):
-            found.append((row, result.val_loss))
-    return found
+def _loss(row: db.Found) -> float | None:
+    """Loss that a proposal's trial came to, capped where it diverged; None where it came to none."""
+    if row.state not in ("complete", "diverged") or not row.result:
+        return None
+    return stored.result_from_text(row.result).val_loss
 
 
 def _differences(plan: Plan, other: Plan) -> list[str]:
