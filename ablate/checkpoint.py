@@ -55,7 +55,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save_file
 
     target = folder / f"{_PREFIX}{checkpoint.step:09d}"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = _on_cpu(checkpoint.tensors)
     folder.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{PART}{target.name}-", dir=folder))
     try:
@@ -125,8 +125,7 @@ def publish(
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PART, dir=folder) as part:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, Path(part, WEIGHTS))
+        save_file(_on_cpu(weights), Path(part, WEIGHTS))
         Path(part, CONFIG).write_text(json.dumps(config, indent=2))
         allowed()
         for name in (CONFIG, WEIGHTS):
@@ -137,6 +136,11 @@ def remove(folder: Path) -> None:
     """Forget all checkpoints of a trial that needs none any more."""
     for candidate in [*_newest_first(folder), *folder.glob(f"{PART}*")]:
         shutil.rmtree(candidate, ignore_errors=True)
+
+
+def _on_cpu(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """As safetensors takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _newest_first(folder: Path) -> list[Path]:

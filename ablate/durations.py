@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from ablate import matching, schema, units
 from ablate.division import trials_of, with_contingency
@@ -28,9 +29,15 @@ class _Pace:
     workers: int
 
 
-def asked(budget: schema.Budget) -> bool:
-    """Whether an amount of the budget is a time."""
-    return any(units.time(value) is not None for value in (budget.total, budget.per_trial))
+def asked(budget: schema.Budget) -> dict[str, Any]:
+    """Amounts of the budget that are times, by their keys."""
+    amounts = {"total": budget.total, "per_trial": budget.per_trial}
+    return {key: value for key, value in amounts.items() if units.time(value) is not None}
+
+
+def told(speeds: Sequence[Speed]) -> str:
+    """Times of a step for people: `dense 36 ms, csa 44 ms`."""
+    return ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in speeds)
 
 
 def in_flops(

@@ -34,6 +34,16 @@ WORDS = {
 }
 """What `budget.match` makes equal, in words."""
 
+BRIEF = {
+    "flops": "FLOPs",
+    "tokens": "tokens",
+    "params": "params and FLOPs",
+    "active_params": "active params and FLOPs",
+    "kv_bytes": "KV bytes and FLOPs",
+    "wall_clock": "wall time",
+}
+"""As `WORDS`, for a sentence that has many figures."""
+
 ALLOWED = (
     *dict.fromkeys(itertools.chain.from_iterable(KEYS.values())),
     "n_shared_experts",

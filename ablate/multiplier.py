@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ablate import units
 from ablate.caveats import loss
 from ablate.errors import BadInputError
 from ablate.records import StudyView
@@ -305,8 +306,6 @@ def _sentence(
     trend: Trend,
     level: str,
 ) -> str:
-    from ablate import units
-
     span = f"{units.compute(round(sizes[0].compute))} to {units.compute(round(sizes[-1].compute))} per trial"
     if gamma is None:
         head = f"exponents differ by {exponent[0]:+.3f} [{exponent[1]:+.3f}, {exponent[2]:+.3f}], so no multiplier"

@@ -198,7 +198,7 @@ class Search:
         points: learning rates per arm in the first round, spaced by `factor` around `optimizer.lr`; at least 5.
         extensions: further rounds of one point per arm, spent on the edge side of an arm whose optimum is at the edge.
         trials: different models that an open search trains, each once, with equal compute.
-        sampler: who proposes them; `samplers.SAMPLERS`.
+        sampler: who proposes them.
         control: share of the proposals drawn at random, whatever the sampler.
         finalists: best of them that become arms, are tuned, and confirmed on fresh seeds.
         objectives: `loss`, and known costs (`kv_bytes_per_token`, `train_flops_per_token`, `decode_flops`, `params`,

@@ -137,9 +137,8 @@ def harden(engine: Engine) -> Engine:
 
 def _harden_postgresql(engine: Engine) -> Engine:
     @event.listens_for(engine, "connect")
-    def _connect(
-        connection: Any, _record: Any
-    ) -> None:  # a pooler takes no such thing in its start-up packet
+    def _connect(connection: Any, _record: Any) -> None:
+        # not in the start-up packet, of which a pooler takes no such thing
         connection.execute(f"SET idle_in_transaction_session_timeout = '{_STOPPED_SECONDS}s'")
         connection.commit()
 

@@ -19,7 +19,7 @@ WARM, TIMED = 3, 12
 
 def needed(budget: schema.Budget) -> bool:
     """Whether a plan depends on how fast this machine is."""
-    return budget.match == "wall_clock" or durations.asked(budget)
+    return budget.match == "wall_clock" or bool(durations.asked(budget))
 
 
 def speeds(

@@ -7,22 +7,12 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from ablate import caveats, confirmation, operating, readings, rounds, sequential, stats
+from ablate import caveats, confirmation, matching, operating, readings, rounds, sequential, stats
 from ablate.caveats import Evidence, loss
 from ablate.records import ArmPlan, Caveat, LrCurve, Plan, TrialRow, Verdict, VerdictKind
 from ablate.second_reading import Reading
 
 CONFIDENCE = 0.95
-
-_EQUAL = {
-    "flops": "FLOPs",
-    "tokens": "tokens",
-    "params": "params and FLOPs",
-    "active_params": "active params and FLOPs",
-    "kv_bytes": "KV bytes and FLOPs",
-    "wall_clock": "wall time",
-}
-"""What `budget.match` makes equal, in a sentence's words."""
 
 _ESTABLISHED = 5
 """Pairs from which a difference of tuned arms is established (level L2)."""
@@ -210,7 +200,7 @@ def _sentence(
     second: Reading | None,
 ) -> str:
     c = e.contrast
-    equal = _EQUAL[e.plan.run.budget.match]
+    equal = matching.BRIEF[e.plan.run.budget.match]
     names = f"{e.arm.name} vs {e.baseline.name}"
     if c.n == 1:
         head = f"{names}: {c.delta:+.3f} nats at equal {equal} (n=1 paired seed)"
@@ -224,7 +214,7 @@ def _sentence(
         )
     told = [f"{name} {value:+.0%}" for name, value in _costs(e) if round(value, 2)]
     if second is not None:
-        told.insert(0, f"equal {_EQUAL[second.currency]} {second.delta:+.3f} before the decay")
+        told.insert(0, f"equal {matching.BRIEF[second.currency]} {second.delta:+.3f} before the decay")
     costs = ", ".join(told)
     ids = ", ".join(dict.fromkeys(caveat.id for caveat in raised))
     parts = [

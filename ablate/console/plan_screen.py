@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablate import designs, division, effects, matching, readings, space, stages, units
+from ablate import designs, division, durations, effects, matching, readings, space, stages, units
 from ablate.console import parts, stage_table
 from ablate.records import ArmPlan, Plan, optimizers_differ
 from ablate.throughput import TIMED, WARM
@@ -218,16 +218,14 @@ def _second(plan: Plan) -> list[tuple[str, str]]:
         tokens = found.currency == "tokens"
         at = f"{units.count(found.amount)} tokens" if tokens else units.compute(found.amount)
         told = f"from the same runs at {at}, before the learning rate decays; to the end, {again}"
-    return [(f"at equal {'FLOPs' if found.currency == 'flops' else found.currency}", told)]
+    return [(f"at equal {matching.BRIEF[found.currency]}", told)]
 
 
 def _speed(plan: Plan) -> list[tuple[str, str]]:
     """What a budget in time rests on."""
     if not plan.speeds:
         return []
-    budget = plan.run.budget
-    asked = [f"{key} {value}" for key in ("total", "per_trial") if units.time(value := getattr(budget, key))]
-    steps = ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in plan.speeds)
+    asked = [f"{key} {value}" for key, value in durations.asked(plan.run.budget).items()]
     waiting = [speed for speed in plan.speeds if not speed.measured]
     known = "measured on this machine, charged once"
     if waiting:
@@ -238,7 +236,7 @@ def _speed(plan: Plan) -> list[tuple[str, str]]:
         )
     return [
         *([("budget in time", parts.words("; ".join(asked)))] if asked else []),
-        ("time of a step", parts.words(f"{steps}; {known}")),
+        ("time of a step", parts.words(f"{durations.told(plan.speeds)}; {known}")),
     ]
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ablate import matching, stages, units
+from ablate import durations, matching, stages, units
 from ablate import registration as fixed
 from ablate.records import Plan, StudyView, Verdict
 from ablate.report import formats
@@ -156,12 +156,9 @@ def _asked(plan: Plan) -> list[tuple[str, str]]:
     """A budget that was given in time, and what it was turned into FLOPs by."""
     if not plan.speeds:
         return []
-    budget = plan.run.budget
-    times = [
-        f"budget.{key}={value}" for key in ("total", "per_trial") if units.time(value := getattr(budget, key))
-    ]
-    steps = ", ".join(f"{speed.arm} {1e3 * speed.step_seconds:.3g} ms" for speed in plan.speeds)
-    return [*([("Asked for as time", ", ".join(times))] if times else []), ("Measured time of a step", steps)]
+    times = [f"budget.{key}={value}" for key, value in durations.asked(plan.run.budget).items()]
+    asked = [("Asked for as time", ", ".join(times))] if times else []
+    return [*asked, ("Measured time of a step", durations.told(plan.speeds))]
 
 
 def origins(view: StudyView) -> list[tuple[str, str]]:

@@ -41,8 +41,7 @@ class Dense(Indexer):
     ) -> tuple[Bool[Tensor, "#b s t"], Cache]:
         """All entries that the tokens `x` may see; nothing is kept."""
         after = Cache(length(cache) + x.shape[1])
-        seen = torch.arange(after.length // self.ratio, device=x.device) < visible.unsqueeze(-1)
-        return seen.unsqueeze(0), after
+        return everything(1, after.length // self.ratio, visible), after
 
     @staticmethod
     def selects(config: NoOptions) -> bool:

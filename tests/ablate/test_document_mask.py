@@ -4,31 +4,25 @@ import copy
 import dataclasses
 import itertools
 import math
-import random
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import WORDS, Purse, _data, _spec
+from test_training import Purse, _spec, short_documents
 from torch.nn import functional as F
 from variants import make_variant
 
-from ablate import data, training
+from ablate import training
 from ablate.data import Corpus
 from ablate.evaluation import evaluate
-from ablate.home import Home
 from ablate.model import LanguageModel, build_model
 from ablate.records import TrialSpec
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Documents shorter than a sequence, of many lengths."""
-    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
-    lines = (" ".join(rng.choices(WORDS, k=rng.randint(1, 4)))[: rng.randint(1, 40)] for _ in range(900))
-    (folder / "words.txt").write_text("\n".join(lines))
-    return data.prepare(_data(folder), Home(folder / "home"))
+    return short_documents(tmp_path_factory.mktemp("corpus"))
 
 
 def _masked(spec: TrialSpec) -> TrialSpec:

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import WORDS, Purse, _data, _spec
+from test_training import Purse, _spec, short_documents
 from torch import Tensor, nn
 
-from ablate import checkpoint, data, training
+from ablate import checkpoint, training
 from ablate.data import Corpus
 from ablate.errors import Superseded
-from ablate.home import Home
 from ablate.model import LanguageModel
 from ablate.records import TrialResult, TrialSpec
 from ablate.schema import Slot
@@ -64,11 +63,7 @@ def covering() -> list[Case]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Documents shorter than a sequence."""
-    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
-    lines = (" ".join(rng.choices(WORDS, k=rng.randint(1, 4)))[: rng.randint(1, 40)] for _ in range(900))
-    (folder / "words.txt").write_text("\n".join(lines))
-    return data.prepare(_data(folder), Home(folder / "home"))
+    return short_documents(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

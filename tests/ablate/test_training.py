@@ -75,6 +75,14 @@ def _data(folder: Path) -> schema.Data:
     )
 
 
+def short_documents(folder: Path) -> Corpus:
+    """Documents shorter than a sequence, of many lengths."""
+    rng = random.Random(0)
+    lines = (" ".join(rng.choices(WORDS, k=rng.randint(1, 4)))[: rng.randint(1, 40)] for _ in range(900))
+    (folder / "words.txt").write_text("\n".join(lines))
+    return data.prepare(_data(folder), Home(folder / "home"))
+
+
 def _spec(
     corpus: Corpus,
     lr: float = 3e-3,
