@@ -46,3 +46,11 @@ def _home(request: pytest.FixtureRequest, folder: Path) -> Iterator[Home]:
     with request.getfixturevalue("postgres").database() as address:
         yield Home(folder, server(address))
         db._engine.cache_clear()
+
+
+@pytest.fixture
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Columns of the terminal, 80 unless a test says otherwise."""
+    columns = getattr(request, "param", 80)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return columns

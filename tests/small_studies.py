@@ -1,6 +1,10 @@
 """Plans of tiny studies for tests of the engine: real variants, made-up numbers."""
 
 import dataclasses
+import os
+import signal
+import sqlite3
+import time
 
 import fake_training
 import study_views
@@ -80,3 +84,19 @@ def check(home: Home, plan: Plan) -> None:
     """Prove the ledger's invariant."""
     with db.connect(home).begin() as connection:
         ledger.check(connection, plan.study, plan.total_mflop)
+
+
+def freeze(pid: int, home: Home) -> None:
+    """Stop a process, but not while it holds SQLite's write lock, which would stop everybody."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        connection = sqlite3.connect(home.database, timeout=0.5)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.01)
+        else:
+            return
+        finally:
+            connection.close()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -58,19 +57,10 @@ def holds(home: Home, plan: Plan, step: int) -> bool:
 
 
 def stop(process: subprocess.Popen[str], home: Home, plan: Plan) -> None:
-    """Stop the far worker amid a trial, but not while it holds SQLite's write lock, which would stop everybody."""
+    """Stop the far worker amid a trial."""
     while True:
         wait(lambda: holds(home, plan, 5))
-        process.send_signal(signal.SIGSTOP)
-        connection = sqlite3.connect(home.database, timeout=0.5)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            process.send_signal(signal.SIGCONT)
-            time.sleep(0.01)
-            continue
-        finally:
-            connection.close()
+        small_studies.freeze(process.pid, home)
         if holds(home, plan, 5):
             return
         process.send_signal(signal.SIGCONT)

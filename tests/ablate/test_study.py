@@ -12,7 +12,7 @@ import fake_training
 import psutil
 import pytest
 import small_studies
-from small_studies import check, finish
+from small_studies import check, finish, freeze
 
 from ablate import reading, stored, study
 from ablate.errors import AblateError, BadInputError
@@ -141,7 +141,7 @@ def test_a_hung_worker_loses_its_trial_and_is_replaced(home):
     plan = small_studies.plan(workers=1, extensions=0, lease=1.0)
 
     def stop(view):
-        os.kill(next(pid for _, pid, trial, _ in view.workers.values() if trial is not None), signal.SIGSTOP)
+        freeze(next(pid for _, pid, trial, _ in view.workers.values() if trial is not None), home)
 
     view = runner(home, plan, when(busy, stop), "0.02").run()
     assert view.state == "done"
