@@ -1,7 +1,7 @@
 """`ablate bench`: how fast variants train and where their time goes, as ratios measured in one run."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,9 +186,9 @@ def show(report: Report) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", overflow="fold")
-    titles = ("step", "time", "tokens/s", "FLOP/s", "of matmul", "peak", "resting")
+    titles = ("step", "time", "tok/s", "FLOP/s", "matmul", "peak", "resting")
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for row in report.rows:
@@ -202,18 +202,27 @@ def show(report: Report) -> None:
             *(f"{count / 2**20:.1f} MiB" for count in (row.peak_bytes, row.resting_bytes)),
         )
     console.print(table)
-    console.print(_shares([row for row in report.rows if row.components]))
+    for together in _side_by_side([row for row in report.rows if row.components], console.width):
+        console.print(_shares(together))
     settings = report.settings
     console.print(
         Text(
-            f"{settings['batch_size']} sequences of {settings['seq_len']} tokens, {settings['precision']}, "
-            f"{settings['device']}, {settings['threads']} threads; medians of {settings['rounds']} interleaved "
-            f"rounds by the {settings['clock']} clock; time as a multiple of the first row's; a large matrix "
-            f"product runs at {units.flops(settings['matmul_flops_per_second'])}/s."
+            f"{settings['batch_size']} x {settings['seq_len']} tokens per step, {settings['precision']}, "
+            f"{settings['device']}, threads: {settings['threads']}; medians of {settings['rounds']} interleaved "
+            f"rounds by the {settings['clock']} clock; time as a multiple of the first row's; matmul is the "
+            f"share of the rate of a large matrix product, {units.flops(settings['matmul_flops_per_second'])}/s."
         )
     )
     for note in report.notes:
         console.print(Text(f"note {note}"))
+
+
+def _side_by_side(rows: Sequence[Row], width: int) -> Iterator[Sequence[Row]]:
+    """As many at a time as a table of `width` columns holds with their names in one piece."""
+    label = max((len(label) for row in rows for label in row.components), default=0)
+    column = max((len(row.name) for row in rows), default=0) + 2
+    fit = max(1, (width - label - 2) // column)
+    yield from (rows[at : at + fit] for at in range(0, len(rows), fit))
 
 
 def _shares(rows: Sequence[Row]) -> Any:
@@ -223,7 +232,7 @@ def _shares(rows: Sequence[Row]) -> Any:
     from rich.text import Text
 
     totals = [sum(share.seconds for share in row.components.values()) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("share of a step", no_wrap=True)
     for row in rows:
         table.add_column(Text(row.name), justify="right", overflow="fold")

@@ -13,7 +13,7 @@ from ablate import bench, shares
 from ablate.cli import app
 from ablate.errors import BadInputError
 from ablate.schema import Launcher, Optimizer, Run, Slot, Trainer
-from ablate.speed import Machine, matmul_rate, measure, peak_bytes
+from ablate.speed import Machine, Row, matmul_rate, measure, peak_bytes
 from ablate.variant import Variant
 from components import native
 
@@ -117,6 +117,33 @@ def test_command_measures_every_arm_and_every_model() -> None:
     assert "micro" in answer.stdout
     assert "tiny" in answer.stdout
     assert "residual/mhc" in answer.stdout
+
+
+def test_names_stay_in_one_piece_however_many_variants_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    components = {"embedding, head, loss": shares.Share(1.0, 2.0), "residual/mhc": shares.Share(0.4, 0.6)}
+    names = [f"without_{letter * 7}" for letter in "abcdefghijkl"]
+    rows = [
+        Row(name, 256, 10**9, 0.06, 0.05, 1.0, 4e3, 14e9, 0.1, 2**20, 2**20, components) for name in names
+    ]
+    settings = {
+        "batch_size": 1,
+        "seq_len": 256,
+        "precision": "32-true",
+        "device": "cpu",
+        "threads": 1,
+        "rounds": 1,
+        "clock": "process",
+        "matmul_flops_per_second": 1e11,
+    }
+    bench.show(bench.Report(tuple(rows), settings))
+    text = capsys.readouterr().out
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+    speeds, *parts = text.split("share of a step")
+    assert all(name in speeds and sum(name in part for part in parts) == 1 for name in names)
+    assert text.count("75.0%") == text.count("25.0%") == len(names)
 
 
 def test_what_there_is_nothing_to_measure_against_is_refused() -> None:

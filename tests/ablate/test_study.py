@@ -51,8 +51,18 @@ def when(condition, action):
     return observe
 
 
+def amid(view):
+    """Trials that have run some of their steps."""
+    return {r.number for r in view.trials if r.state == "running" and r.progress and 5 < r.progress.step < 20}
+
+
 def busy(view):
-    return any(r.state == "running" and r.progress and 5 < r.progress.step < 20 for r in view.trials)
+    return bool(amid(view))
+
+
+def its_process(view):
+    """Of the worker that runs one of these trials."""
+    return next(pid for _, pid, trial, _ in view.workers.values() if trial in amid(view))
 
 
 def stuck(view):
@@ -68,7 +78,7 @@ def test_sigkill_of_a_worker_mid_trial(home, workers):
     plan = small_studies.plan(workers=workers, extensions=0)
 
     def kill(view):
-        os.kill(next(pid for _, pid, trial, _ in view.workers.values() if trial is not None), signal.SIGKILL)
+        os.kill(its_process(view), signal.SIGKILL)
 
     view = runner(home, plan, when(busy, kill), "0.02").run()
     assert view.state == "done"
@@ -141,7 +151,7 @@ def test_a_hung_worker_loses_its_trial_and_is_replaced(home):
     plan = small_studies.plan(workers=1, extensions=0, lease=1.0)
 
     def stop(view):
-        freeze(next(pid for _, pid, trial, _ in view.workers.values() if trial is not None), home)
+        freeze(its_process(view), home)
 
     view = runner(home, plan, when(busy, stop), "0.02").run()
     assert view.state == "done"
