@@ -46,7 +46,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[Path], force: bool = Fal
 
 
 def _run(plan: Plan, home: Home) -> int:
-    return _go(plan.study, home, lambda observe: study.run(plan, home, observe))
+    return _go(plan.study, home, lambda observe: study.work(plan, home, observe))
 
 
 def _over_sizes(names: Sequence[str], home: Home) -> None:

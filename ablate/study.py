@@ -117,6 +117,11 @@ def run(plan: Plan, home: Home, observer: Observer, interval: float = 0.5, force
         at once. AblateError: workers cannot start.
     """
     create(plan, home, force)
+    return work(plan, home, observer, interval)
+
+
+def work(plan: Plan, home: Home, observer: Observer, interval: float = 0.5) -> StudyView:
+    """As `run`, on a study that has just been created or reopened."""
     return Runner(plan, home, observer, interval).run()
 
 
