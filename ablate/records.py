@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from ablate.schema import Run
 from ablate.searched import Searched
 from ablate.second_reading import Reading
-from ablate.stages import Staged
+from ablate.stages import EVALUATION, Staged
 from ablate.variant import Variant
 
 Phase = Literal["search", "confirm"]
@@ -80,7 +80,8 @@ class Plan:
     Attributes:
         study: name of the study, `<sweep>-<first 8 of fingerprint>`.
         fingerprint: hash of everything that decides the numbers.
-        caps: MFLOP per ledger phase (`calibrate` where speeds matter, `search`, `confirm`, `contingency`).
+        caps: MFLOP per ledger phase (`calibrate` where speeds matter, `search`, `confirm`, `evaluation`,
+            `contingency`).
         speeds: of every arm, where the budget is a time or time is what arms have equal; else empty.
         lr_grid: learning rates of the first search round.
         search_seed, confirm_seeds: disjoint, so that selection and estimation never share a run.
@@ -160,8 +161,17 @@ class TrialSpec(Staged):
 
     @property
     def allowance_mflop(self) -> int:
-        """What the whole trial costs."""
+        """What training costs in the whole trial."""
         return self.mflop
+
+    def bill(self, first: int, until: int) -> dict[str, int]:
+        """MFLOP of the steps from `first` to `until` and of their evaluations, by the phases that pay for any.
+
+        The phase that all trials share comes first: who pays takes locks on accounts in this order.
+        """
+        evaluated = self.evaluated(until) - self.evaluated(first)
+        amounts = {EVALUATION: evaluated, self.phase: self.charge(until) - self.charge(first)}
+        return {phase: mflop for phase, mflop in amounts.items() if mflop}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +236,8 @@ class TrialRow:
     Attributes:
         state: queued | running | complete | diverged | failed | cancelled.
         reused_from: study that paid for this result, where it was found and not trained again.
-        charged_mflop: useful work plus what a fault made it do again.
+        charged_mflop: useful work and evaluations, plus what a fault made it do again.
+        evaluation_mflop: of evaluations, once each.
     """
 
     number: int
@@ -236,6 +247,7 @@ class TrialRow:
     reused_from: str | None
     attempts: int
     charged_mflop: int
+    evaluation_mflop: int
     worker: str | None
     started_at: float | None
     ended_at: float | None

@@ -246,7 +246,7 @@ class _Driver(Callback):
         settings = trial.run.trainer
         self._trial, self._workdir, self._meter = trial, workdir, meter
         self._every, self._after = settings.checkpoint_seconds, settings.checkpoint_steps
-        self._evaluations = trial.spec.reached(settings.evals)
+        self._evaluations = {step for step, _ in trial.spec.evaluations}
         self._look = max(1, trial.spec.steps // _LOOKS)
         self._attention = ""
         self._saved = time.monotonic()
@@ -273,14 +273,15 @@ class _Driver(Callback):
         trial.model.after_step()
         trial.step += 1
         ends = trial.step in self._evaluations
-        if ends or trial.step % self._look == 0:
-            smooth = trial.smoothed_loss()  # waits for the device, so that the clock below is right
-            trial.seconds += time.perf_counter() - self._began
+        looks = ends or trial.step % self._look == 0
+        smooth = trial.smoothed_loss() if looks else 0.0  # waits for the device, so that the clock is right
+        trial.seconds += time.perf_counter() - self._began
+        # paid with the step, it is done also where training has just diverged
+        found = evaluate(trial.model, trial.held, trainer.precision_plugin.forward_context) if ends else None
+        if looks:
             self._refuse_divergence(smooth)
-        else:
-            trial.seconds += time.perf_counter() - self._began
-        if ends:
-            self.last = evaluate(trial.model, trial.held, trainer.precision_plugin.forward_context)
+        if found is not None:
+            self.last = found
             self._refuse_divergence(self.last.loss)
             trial.curve.append(self._point(trainer, self.last.loss))
             trial.since, trial.counted = torch.zeros(()), 0

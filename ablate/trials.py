@@ -39,6 +39,7 @@ def spec_for(plan: Plan, arm: ArmPlan, phase: Phase, replicate: int, seed: int, 
         steps=arm.steps,
         step_mflop=arm.step_mflop,
         early=arm.early,
+        evaluations=arm.evaluations,
         data_fingerprint=plan.data_fingerprint,
     )
 

@@ -192,6 +192,7 @@ def rows(plan: Plan, finished: int | None = None) -> tuple[TrialRow, ...]:
                 reused_from=None,
                 attempts=1 if over or running else 0,
                 charged_mflop=spec.allowance_mflop if over else half[-1].mflop if running else 0,
+                evaluation_mflop=0,
                 worker=f"host-{number % 2 + 1}" if over or running else None,
                 started_at=started if over or running else None,
                 ended_at=started + 9 if over else None,
