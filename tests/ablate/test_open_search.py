@@ -337,4 +337,17 @@ def test_the_plan_says_what_a_search_will_cost(home):
     fewer = searches.plan(home, "sweep.search.trials=11", "sweep.search.finalists=1")
     assert fewer.detectable_effect < plan.detectable_effect, "Holm counts the finalists to come"
     assert not home.root.exists() or not home.database.exists()
-    assert division.divide(plan.run, 1)[2] == plan.caps
+    assert division.divide(plan.run, 1, evaluation=plan.caps["evaluation"])[2] == plan.caps
+    (base,) = plan.arms
+    others = 11 + 3 * (5 + 2)
+    assert plan.caps["evaluation"] == base.evaluation_mflop * ((5 + 2) + division.ROOM * others)
+
+
+def test_a_proposal_that_is_too_dear_to_evaluate_is_refused(home):
+    """What it may take is set aside for every trial of the search, so that none can take another's."""
+    plan = searches.plan(home)
+    wide = {"model.hidden_size": 8 * plan.run.model.hidden_size, "model.n_routed_experts": 32}
+    with pytest.raises(
+        BadInputError, match=f"evaluations take .*{division.ROOM} times those of the dearest arm"
+    ):
+        open_search.price(plan, "p0", wide, charged=False)
