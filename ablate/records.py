@@ -4,15 +4,15 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from ablate.schema import Run
 from ablate.searched import Searched
 from ablate.second_reading import Reading
-from ablate.stages import EVALUATION, Staged
+from ablate.specs import TrialSpec
+from ablate.stages import Staged
 from ablate.variant import Variant
 
-Phase = Literal["search", "confirm"]
 EPOCHS = "data/epochs"
 """Metric of a trial: how often it went through the training text."""
 Outcome = Literal["complete", "diverged", "failed", "interrupted"]
@@ -138,40 +138,6 @@ class Plan:
     def arm(self, name: str) -> ArmPlan:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec(Staged):
-    """One training run, complete enough to repeat it anywhere. Stored as JSON.
-
-    Attributes:
-        fingerprint: content hash of all that decides the result (not of arm, phase or study names).
-        run: `schema.to_dict` of the arm's configuration, learning rate applied.
-        steps: optimizer steps that the allowance pays for.
-    """
-
-    fingerprint: str
-    arm: str
-    phase: Phase
-    replicate: int
-    seed: int
-    lr: float
-    run: dict[str, Any]
-    data_fingerprint: str
-
-    @property
-    def allowance_mflop(self) -> int:
-        """What training costs in the whole trial."""
-        return self.mflop
-
-    def bill(self, first: int, until: int) -> dict[str, int]:
-        """MFLOP of the steps from `first` to `until` and of their evaluations, by the phases that pay for any.
-
-        The phase that all trials share comes first: who pays takes locks on accounts in this order.
-        """
-        evaluated = self.evaluated(until) - self.evaluated(first)
-        amounts = {EVALUATION: evaluated, self.phase: self.charge(until) - self.charge(first)}
-        return {phase: mflop for phase, mflop in amounts.items() if mflop}
 
 
 @dataclass(frozen=True, kw_only=True)

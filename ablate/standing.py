@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ablate import units
-from ablate.records import Phase, Plan, StudyView, TrialRow, Verdict
+from ablate.records import Plan, StudyView, TrialRow, Verdict
+from ablate.specs import Phase
 from ablate.stages import EVALUATION
 
 

@@ -5,7 +5,8 @@ import hashlib
 import json
 
 from ablate import schema
-from ablate.records import ArmPlan, Phase, Plan, TrialSpec
+from ablate.records import ArmPlan, Plan, TrialSpec
+from ablate.specs import Phase
 from components.spec import FLOP_CONVENTION
 
 CONTRACT = "trial-2"

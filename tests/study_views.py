@@ -12,7 +12,6 @@ from ablate.records import (
     ArmPlan,
     Caveat,
     LrCurve,
-    Phase,
     PhaseAccount,
     Plan,
     Point,
@@ -22,6 +21,7 @@ from ablate.records import (
     TrialSpec,
     Verdict,
 )
+from ablate.specs import Phase
 from ablate.stages import Staged
 from ablate.variant import Variant
 
