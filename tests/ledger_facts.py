@@ -14,8 +14,8 @@ EVALUATIONS = small_studies.EVALS * small_studies.EVALUATION_MFLOP
 CAPS = {
     "search": 6 * ALLOWANCE,
     "confirm": 3 * ALLOWANCE + 5,
-    "evaluation": 6 * EVALUATIONS + 2,
-    "contingency": 4 * MFLOP + 2,
+    "evaluation": 5 * EVALUATIONS + 2,
+    "contingency": 9 * MFLOP + 2,
 }
 TOTAL = sum(CAPS.values())
 MAX_ATTEMPTS = 3

@@ -27,6 +27,7 @@ from ledger_facts import (
     Paying,
     Trial,
     cost,
+    evaluated,
 )
 from sqlalchemy import select, update
 
@@ -172,7 +173,8 @@ class World:
         else:
             if first and before > hand.step:
                 trial.wasted += cost(before) - cost(hand.step)
-                self.seen["waste"] += 1
+                again = evaluated(before) > evaluated(hand.step)
+                self.seen["waste with evaluations" if again else "waste"] += 1
                 trial.paid = hand.step
             assert max(hand.step + steps, trial.paid) <= paid <= STEPS
             if trial.study in self.stopping:
