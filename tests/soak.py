@@ -125,13 +125,17 @@ def prove(calm: StudyView, calm_home: Home, rough: StudyView, home: Home, storm:
     assert worst <= INTERVAL, f"a kill cost {worst} steps"
     assert len(wastes) <= storm.kills
     wasted = accounts[ledger.CONTINGENCY].spent
-    bound = storm.kills * INTERVAL * max(step.values())
+    each = max(mflop for arm in rough.plan.arms for _, mflop in arm.evaluations)
+    bound = storm.kills * (INTERVAL * max(step.values()) + each)
     assert wasted == accounts[ledger.CONTINGENCY].waste == sum(row.waste for row in wastes) <= bound
     useful = sum(row.result.useful_mflop for row in rough.trials if row.result is not None)
     assert useful == accounts["search"].spent + accounts["confirm"].spent
-    assert sum(row.charged_mflop for row in rough.trials) == useful + wasted <= rough.plan.total_mflop
+    evaluated = sum(row.spec.evaluated(row.result.steps) for row in rough.trials if row.result is not None)
+    assert evaluated == accounts["evaluation"].spent
+    charged = sum(row.charged_mflop for row in rough.trials)
+    assert charged == useful + evaluated + wasted <= rough.plan.total_mflop
     assert not any(account.reserved for account in rough.accounts)
-    assert useful == sum(account.spent for account in calm.accounts)
+    assert useful + evaluated == sum(account.spent for account in calm.accounts)
     left = [path for path in home.trial(rough.name, 0).parent.glob("*/*") if path.is_dir()]
     assert not left, f"left behind: {left}"
     attempts = sum(row.attempts for row in rough.trials)

@@ -167,7 +167,8 @@ def test_trials_of_another_study_are_found_again(
     assert len(view.trials) == 16
     assert sum(row.reused_from is not None for row in view.trials) == 14
     spent = sum(account.spent for account in view.accounts)
-    assert spent == sum(r.result.useful_mflop for r in view.trials if r.result and not r.reused_from)
+    own = [r for r in view.trials if not r.reused_from]
+    assert spent == sum(r.result.useful_mflop + r.evaluation_mflop for r in own if r.result)
 
 
 def test_ctrl_c_settles_and_resume_ends_with_the_same_numbers(

@@ -119,7 +119,7 @@ def test_ctrl_c_settles_and_resume_goes_on(home, capsys):
     view = runner(home, plan, seconds="0").run()
     assert view.state == "done"
     assert {a.phase: a.spent for a in view.accounts}["contingency"] == 0, "a clean stop wastes nothing"
-    assert all(r.charged_mflop == plan.trial_mflop for r in view.trials)
+    assert all(r.charged_mflop == plan.trial_mflop + r.spec.evaluation_mflop for r in view.trials)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_can_be_resumed(home):
