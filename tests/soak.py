@@ -148,7 +148,7 @@ def prove(calm: StudyView, calm_home: Home, rough: StudyView, home: Home, storm:
         f"waste        {wasted} MFLOP in {len(wastes)} payments, {100 * wasted / useful:.1f} % of what was useful"
     )
     print(
-        f"bound        {bound} MFLOP: {storm.kills} kills of at most {INTERVAL} steps and their evaluations; the worst took {worst:g}"
+        f"bound        {bound} MFLOP: {storm.kills} kills of at most {INTERVAL} steps each; the worst took {worst:g}"
     )
     print(
         f"ledger       {useful} + {wasted} = {useful + wasted} MFLOP spent <= {rough.plan.total_mflop} in all"
