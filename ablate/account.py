@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, true
 
 from ablate import db, ledger, stored
 from ablate.home import Home
 from ablate.jsonable import jsonable
 from ablate.records import PhaseAccount
+from ablate.stages import EVALUATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,22 +115,21 @@ def _arms(connection: Connection, study: str, phase: str, order: Sequence[str]) 
     e, t = db.ledger.c, db.trial.c
     sums: dict[str, Counter[str]] = {}
     booked = (
-        select(t.arm, e.kind, func.sum(e.spent).label("spent"), func.sum(e.reserved).label("reserved"))
+        select(t.arm, e.kind, e.key, e.spent, e.reserved)
         .join(db.trial, t.id == e.trial)
-        .where(e.study == study, e.phase == phase, t.phase == phase)
-        .group_by(t.arm, e.kind)
+        .where(e.study == study, e.phase == phase)
     )
     for row in connection.execute(booked):
         own = sums.setdefault(row.arm, Counter())
-        own["spent"] += int(row.spent)
-        own["reserved"] += int(row.reserved)
-        own["returned"] -= int(row.reserved) if row.kind == "release" else 0
+        own["spent"] += row.spent
+        own["reserved"] += row.reserved
+        own["returned"] -= row.reserved if row.kind == "release" else 0
+        own["waste"] -= row.spent if ledger.given_back(row.key) else 0
     trials: dict[str, Counter[str]] = {}
-    for row in connection.execute(
-        select(t.arm, t.state, t.wasted, t.reused_from).where(t.study == study, t.phase == phase)
-    ):
+    pays = t.phase == phase if phase != EVALUATION else true()
+    for row in connection.execute(select(t.arm, t.state, t.reused_from).where(t.study == study, pays)):
         trials.setdefault(row.arm, Counter())["reused" if row.reused_from else row.state] += 1
-        sums.setdefault(row.arm, Counter())["waste"] += row.wasted
+        sums.setdefault(row.arm, Counter())
     return tuple(
         ArmAccount(
             arm=arm,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ablate import curriculum
 from ablate.records import ArmPlan
 from ablate.schema import Run
 from ablate.stages import Staged
@@ -41,6 +42,7 @@ def priced(
         step_mflop=trained.step_mflop,
         steps=trained.steps,
         early=trained.early,
+        evaluations=curriculum.evaluations(run, variant, trained),
         tokens=trained.steps * run.trainer.batch_size * seq_len,
         mismatch=mismatch,
         resolved=dict(resolved or {}),

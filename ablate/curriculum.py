@@ -1,4 +1,4 @@
-"""What the stages of a curriculum cost, and the steps that a trial's compute pays for.
+"""What the stages of a curriculum and evaluations cost, and the steps that a trial's compute pays for.
 
 Compute is charged stage by stage (methodology §A1): the price of a step is exact for what that stage runs.
 """
@@ -89,6 +89,35 @@ def step_flops(run: Run, variant: Variant, stretch: Stretch, optimizer_flops: in
         return total.train_flops * rows + others
     learning = sum(cost.train_flops for label, _, cost in costs.rows if label.startswith("indexer/"))
     return (total.forward_flops + learning) * rows + optimizer_flops - others
+
+
+def evaluation_flops(run: Run, variant: Variant, attention: str) -> int:
+    """FLOPs of one evaluation in a stage of that `attention`: forward passes over `data.val_tokens`.
+
+    Held-out text that is shorter is charged as if it were not: how long it is, nobody knows before it is tokenised.
+    """
+    costs = variant.costs(run.trainer.seq_len)
+    flops = costs.total.forward_flops
+    if attention != SPARSE:
+        flops = _all_chosen(variant).costs(run.trainer.seq_len).total.forward_flops
+    if attention == WARMUP:
+        flops += sum(cost.forward_flops for label, _, cost in costs.rows if label.startswith("indexer/"))
+    return flops * (run.data.val_tokens // run.trainer.seq_len)
+
+
+def evaluations(run: Run, variant: Variant, trained: Staged) -> tuple[tuple[int, int], ...]:
+    """`Staged.evaluations` of a trial: at equal shares of its compute, in the stage that each share ends in."""
+    found = []
+    for step in sorted(trained.reached(run.trainer.evals)):
+        stage = trained.stage(step - 1)
+        found.append((step, *rounded([evaluation_flops(run, variant, stage.attention if stage else SPARSE)])))
+    return tuple(found)
+
+
+def evaluations_at_most(run: Run, variant: Variant) -> int:
+    """MFLOP that the evaluations of a trial take, whatever its allowance."""
+    each = [evaluation_flops(run, variant, stretch.attention) for stretch in read(run.trainer)]
+    return run.trainer.evals * max(rounded(each))
 
 
 def _all_chosen(variant: Variant) -> Variant:

@@ -35,7 +35,7 @@ from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.storage import reading
 
-VERSION = 3
+VERSION = 4
 """Of the tables below, kept in SQLite's `user_version`, and with PostgreSQL in a comment on the first table."""
 
 Found = Any
@@ -164,7 +164,7 @@ ledger = Table(
     Column("reserved", BigInteger, nullable=False),
     Column("waste", BigInteger, nullable=False),
     Column("at", Float, nullable=False),
-    UniqueConstraint("study", "key"),
+    UniqueConstraint("study", "phase", "key"),
 )
 
 event_log = Table(

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from ablate import ranges, units
-from ablate.division import divide
+from ablate import curriculum, ranges, units
+from ablate.division import divide, evaluations
 from ablate.errors import BadInputError
 from ablate.records import Plan
 
@@ -47,7 +47,11 @@ def detection(plan: Plan, effect: float) -> Detection:
         ),
         budget=dataclasses.replace(plan.run.budget, per_trial=plan.trial_mflop * units.MFLOP, total=None),
     )
+    each = {arm.name: curriculum.evaluations_at_most(arm.run, arm.variant) for arm in plan.arms}
     _, total, _ = divide(
-        run, max(arm.step_mflop for arm in plan.arms), sum(speed.mflop for speed in plan.speeds)
+        run,
+        max(arm.step_mflop for arm in plan.arms),
+        sum(speed.mflop for speed in plan.speeds),
+        evaluations(run.sweep, each),
     )
     return Detection(effect=effect, seeds=seeds, total_mflop=total)

@@ -113,7 +113,8 @@ def replanned(old: Plan, overrides: Sequence[str], home: Home) -> Plan:
     if changed:
         made = planning.make_plan(run, home)
         costs = [
-            {arm.name: (arm.steps, arm.step_mflop, arm.early) for arm in plan.arms} for plan in (old, made)
+            {arm.name: (arm.steps, arm.step_mflop, arm.early, arm.evaluations) for arm in plan.arms}
+            for plan in (old, made)
         ]
         if costs[0] != costs[1] or (old.caps, old.trial_mflop) != (made.caps, made.trial_mflop):
             raise BadInputError(

@@ -41,12 +41,15 @@ def told(speeds: Sequence[Speed]) -> str:
 
 
 def in_flops(
-    run: schema.Run, step_mflop: Mapping[str, int], speeds: Sequence[Speed], workers: int
+    run: schema.Run, step_mflop: Mapping[str, int], speeds: Sequence[Speed], workers: int, evaluation: int
 ) -> schema.Run:
     """The run with times in its budget replaced by the FLOPs that fit into them.
 
     A time per trial bounds the training of the slowest arm. A time in total is that of all trials, as many at
     once as there are workers, with `OVERHEAD`; what an open search proposes is taken to last as long as arms do.
+
+    Args:
+        evaluation: MFLOP that the evaluations of all trials take.
 
     Raises:
         BadInputError: a time in which no arm can do a step, or of a device that is not in use.
@@ -73,7 +76,7 @@ def in_flops(
         allowance = _largest(
             lambda mflop: count * fmean(seconds(mflop)) * OVERHEAD, limit, run, "budget.total", pace
         )
-        work = count * allowance + sum(speed.mflop for speed in speeds)
+        work = count * allowance + sum(speed.mflop for speed in speeds) + evaluation
         amounts["total"] = with_contingency(work, budget.contingency) * units.MFLOP
     return dataclasses.replace(run, budget=dataclasses.replace(budget, **amounts))
 

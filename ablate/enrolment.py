@@ -33,7 +33,7 @@ def enrol(
         slot: its place in the plan. known: a trial whose result it takes over. columns: further ones of the row.
 
     Raises:
-        LedgerError: the phase cannot pay for it.
+        LedgerError: a phase cannot pay for it.
         Overtaken: the slot has a trial. One process at a time plans, unless a server ended its lock.
     """
     s, t = db.study.c, db.trial.c
@@ -59,9 +59,9 @@ def enrol(
         db.note(connection, study, "reused", text)
         return _key(connection.execute(db.trial.insert().values(**values)).inserted_primary_key)
     trial = _key(connection.execute(db.trial.insert().values(state="queued", **values)).inserted_primary_key)
-    amount = spec.allowance_mflop
-    if not ledger.reserve(connection, study, spec.phase, amount, f"{trial}/reserve", trial):
-        raise ledger.LedgerError(f"phase {spec.phase} had {amount} MFLOP a moment ago")
+    for phase, amount in spec.bill(0, spec.steps).items():
+        if not ledger.reserve(connection, study, phase, amount, f"{trial}/reserve", trial):
+            raise ledger.LedgerError(f"phase {phase} had {amount} MFLOP a moment ago")
     queue.enqueue(connection, study, trial)
     return trial
 

@@ -1,7 +1,7 @@
 """The ledger of a study: compute reserved, spent and returned, in integer MFLOP.
 
-Every change is one entry with a key. An entry that is already there is not made again, so any step may be
-repeated after a crash. A change that would break `spent + reserved <= cap` is refused as a whole, and the
+Every change is one entry, known by its phase and key. An entry that is already there is not made again, so any
+step may be repeated after a crash. A change that would break `spent + reserved <= cap` is refused as a whole, and the
 database refuses it too (CHECK). All functions act inside the caller's transaction.
 """
 
@@ -12,9 +12,12 @@ from sqlalchemy import Connection, func, select, update
 from ablate import db, stored
 from ablate.errors import AblateError
 from ablate.records import PhaseAccount
+from ablate.stages import EVALUATION
 
 CONTINGENCY = "contingency"
 """The phase that pays for work that a fault made necessary twice."""
+
+_BACK = "/back"
 
 
 class LedgerError(AblateError):
@@ -43,6 +46,11 @@ def available(connection: Connection, study: str, phase: str) -> int:
     ).scalar_one()
 
 
+def covers(connection: Connection, study: str, bill: Mapping[str, int]) -> bool:
+    """Whether every phase has what a bill asks of it."""
+    return all(available(connection, study, phase) >= amount for phase, amount in bill.items())
+
+
 def reserve(
     connection: Connection, study: str, phase: str, amount: int, key: str, trial: int | None = None
 ) -> bool:
@@ -58,7 +66,7 @@ def debit(
     Raises:
         LedgerError: it was not reserved.
     """
-    if _seen(connection, study, key):
+    if _seen(connection, study, phase, key):
         return
     if trial is not None and amount > outstanding(connection, study, phase, trial):
         raise LedgerError(f"trial {trial} wants {amount} MFLOP more than its reservation holds")
@@ -83,16 +91,26 @@ def release(connection: Connection, study: str, phase: str, trial: int) -> int:
 
 
 def waste(
-    connection: Connection, study: str, phase: str, amount: int, key: str, trial: int | None = None
+    connection: Connection, study: str, lost: Mapping[str, int], key: str, trial: int | None = None
 ) -> bool:
-    """Let the contingency pay for `amount` that a fault lost, and give the phase back what it paid for that.
+    """Let the contingency pay for what a fault lost, and give phases back what they paid for that.
 
-    False (and nothing changed) where the contingency cannot cover it; the phase then keeps the charge.
+    False (and nothing changed) where the contingency cannot cover all of it; the phases then keep the charge.
+
+    Args:
+        lost: MFLOP by phase.
     """
-    if not _apply(connection, study, CONTINGENCY, "waste", f"{key}/paid", trial, spent=amount, waste=amount):
+    whole = sum(lost.values())
+    if not _apply(connection, study, CONTINGENCY, "waste", f"{key}/paid", trial, spent=whole, waste=whole):
         return False
-    refund(connection, study, phase, amount, f"{key}/back", trial)
+    for phase, amount in lost.items():
+        refund(connection, study, phase, amount, f"{key}{_BACK}", trial)
     return True
+
+
+def given_back(key: str) -> bool:
+    """Whether an entry gave a phase back what a fault lost."""
+    return key.endswith(_BACK)
 
 
 def outstanding(connection: Connection, study: str, phase: str, trial: int) -> int:
@@ -107,7 +125,7 @@ def outstanding(connection: Connection, study: str, phase: str, trial: int) -> i
 def accounts(connection: Connection, study: str) -> tuple[PhaseAccount, ...]:
     """All phases of a study, in the order in which they were opened."""
     rows = connection.execute(select(db.budget).where(db.budget.c.study == study)).mappings()
-    order = {"calibrate": 0, "search": 1, "confirm": 2, CONTINGENCY: 3}
+    order = {"calibrate": 0, "search": 1, "confirm": 2, EVALUATION: 3, CONTINGENCY: 4}
     columns = ("phase", "cap", "spent", "reserved", "waste")
     found = [PhaseAccount(**{name: row[name] for name in columns}) for row in rows]
     return tuple(sorted(found, key=lambda account: order.get(account.phase, 9)))
@@ -135,15 +153,17 @@ def check(connection: Connection, study: str, total: int) -> None:
     t = db.trial.c
     columns = (t.id, t.number, t.phase, t.state, t.spec, t.paid_steps, t.wasted)
     for row in connection.execute(select(*columns).where(t.study == study, t.reused_from.is_(None))):
-        spent, reserved, _ = booked.get((row.phase, row.id), (0, 0, 0))
-        owed = stored.spec_from_text(row.spec).charge(row.paid_steps)
-        if spent != owed:
-            text = f"{spent} MFLOP are spent, but {row.paid_steps} steps of {owed} MFLOP in all paid for"
-            raise AssertionError(f"{study}, trial {row.number}: {text}")
+        bill = stored.spec_from_text(row.spec).bill(0, row.paid_steps)
+        for phase in (row.phase, EVALUATION):
+            spent, reserved, _ = booked.get((phase, row.id), (0, 0, 0))
+            owed = bill.get(phase, 0)
+            if spent != owed:
+                text = f"{phase} has spent {spent} MFLOP, but {row.paid_steps} steps of {owed} in all are paid for"
+                raise AssertionError(f"{study}, trial {row.number}: {text}")
+            if reserved < 0 or (reserved and row.state not in ("queued", "running")):
+                raise AssertionError(f"{study}, trial {row.number}, {row.state}: holds {reserved} MFLOP")
         if booked.get((CONTINGENCY, row.id), (0, 0, 0)) != (row.wasted, 0, row.wasted):
             raise AssertionError(f"{study}, trial {row.number}: not {row.wasted} MFLOP of waste are booked")
-        if reserved < 0 or (reserved and row.state not in ("queued", "running")):
-            raise AssertionError(f"{study}, trial {row.number}, {row.state}: holds {reserved} MFLOP")
 
 
 def attempt_of(key: str) -> int | None:
@@ -167,11 +187,10 @@ def _booked(connection: Connection, study: str) -> dict[tuple[str, int | None], 
     }
 
 
-def _seen(connection: Connection, study: str, key: str) -> bool:
+def _seen(connection: Connection, study: str, phase: str, key: str) -> bool:
     entry = db.ledger.c
-    return (
-        connection.execute(select(entry.id).where(entry.study == study, entry.key == key)).first() is not None
-    )
+    same = select(entry.id).where(entry.study == study, entry.phase == phase, entry.key == key)
+    return connection.execute(same).first() is not None
 
 
 def _apply(
@@ -187,7 +206,7 @@ def _apply(
     waste: int = 0,
 ) -> bool:
     """The one way in which an account changes; True also where the entry is there already."""
-    if _seen(connection, study, key):
+    if _seen(connection, study, phase, key):
         return True
     b = db.budget.c
     changed = connection.execute(

@@ -1,4 +1,7 @@
-"""How a trainer pays for its steps: ahead of them, in chunks, in the transaction that renews its lease."""
+"""How a trainer pays for its steps: ahead of them, in chunks, in the transaction that renews its lease.
+
+The evaluations that follow a step are paid with it, so that a number of steps tells all that a trial has paid.
+"""
 
 import math
 import time
@@ -41,7 +44,7 @@ class TrialMeter:
         renewed: Callable[[], None] = lambda: None,
     ):
         self._engine, self._study, self._claim, self._lease, self._stop = engine, study, claim, lease, stop
-        self._phase, self._on_renewal = claim.spec.phase, renewed
+        self._on_renewal = renewed
         self._paid: int | None = None  # None until the first debit tells where this attempt begins
         self._asked = claim.paid_steps
         self._began = (0, 0.0)
@@ -59,7 +62,7 @@ class TrialMeter:
         """Pay for `steps` steps from `step` on, before computing them; renews the lease.
 
         The first call tells where the attempt resumes. What earlier attempts paid for beyond that is done
-        again: the contingency pays, and the phase gets it back.
+        again: the contingency pays, and the phases get it back.
 
         Raises:
             Superseded: another attempt has taken over.
@@ -148,15 +151,16 @@ class TrialMeter:
         connection.execute(update(db.attempt).where(*mine).values(first_step=start))
         if paid <= start:
             return paid
-        lost = self._claim.spec.charge(paid) - self._claim.spec.charge(start)
+        lost = self._claim.spec.bill(start, paid)
+        mflop = sum(lost.values())
         key = f"{self._claim.trial}/{self._claim.attempt}/waste"
-        if not ledger.waste(connection, self._study, self._phase, lost, key, self._claim.trial):
+        if not ledger.waste(connection, self._study, lost, key, self._claim.trial):
             free = ledger.available(connection, self._study, ledger.CONTINGENCY)
             self._refuse(
-                f"contingency exhausted: a fault lost {paid - start} steps, {lost} MFLOP; {free} are left"
+                f"contingency exhausted: a fault lost {paid - start} steps, {mflop} MFLOP; {free} are left"
             )
         connection.execute(
-            update(db.trial).where(trial.id == self._claim.trial).values(wasted=trial.wasted + lost)
+            update(db.trial).where(trial.id == self._claim.trial).values(wasted=trial.wasted + mflop)
         )
         note = f"trial {self._claim.number}: {paid - start} steps are done again, paid from the contingency"
         db.note(connection, self._study, "waste", note)
@@ -165,11 +169,11 @@ class TrialMeter:
     def _pay(self, connection: Connection, paid: int, until: int) -> None:
         if until <= paid:
             return
-        spec, trial = self._claim.spec, self._claim.trial
+        trial = self._claim.trial
         key = f"{trial}/{self._claim.attempt}/to-{until}"
-        amount = spec.charge(until) - spec.charge(paid)
         try:
-            ledger.debit(connection, self._study, self._phase, amount, key, trial)
+            for phase, amount in self._claim.spec.bill(paid, until).items():
+                ledger.debit(connection, self._study, phase, amount, key, trial)
         except LedgerError as error:
             self._refuse(str(error))
         connection.execute(update(db.trial).where(db.trial.c.id == trial).values(paid_steps=until))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ablate import arms, schema, space, units
+from ablate import arms, division, schema, space, units
 from ablate.errors import BadInputError
 from ablate.records import ArmPlan, Plan
 from ablate.tree import apply_arm
@@ -102,8 +102,8 @@ def price(plan: Plan, name: str, overrides: dict[str, Any], charged: bool) -> Ar
         charged: whether a step is charged with the optimizer's own products.
 
     Raises:
-        BadInputError: a model that cannot be built or that cannot work on the plan's sequences, or one of which
-            a trial's allowance does not pay for a single step.
+        BadInputError: a model that cannot be built or that cannot work on the plan's sequences, one of which a
+            trial's allowance does not pay for a single step, or one that is too dear to evaluate.
     """
     from ablate import curriculum, optimization
 
@@ -123,6 +123,12 @@ def price(plan: Plan, name: str, overrides: dict[str, Any], charged: bool) -> Ar
         )
     solved = curriculum.solve({name: run.trainer}, {name: charges}, plan.trial_mflop, {name: steps}, "flops")
     arm = arms.priced(name, run, variant, cost, solved[name], optimizer_flops=update, mismatch={})
+    allowed = division.evaluations_allowed(a.evaluation_mflop for a in plan.registered.arms)
+    if arm.evaluation_mflop > allowed:
+        raise BadInputError(
+            f"evaluations take {units.compute(arm.evaluation_mflop)} in a trial, and a proposal's may take "
+            f"{units.compute(allowed)}, {division.ROOM} times those of the dearest arm"
+        )
     own, base = (
         {key: getattr(one, field) for key, field in _MISMATCHED.items()} for one in (arm, plan.baseline)
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate import arms, calibrate, durations, matching, open_search, schema, throughput, units, warm_start
-from ablate.division import SHORT_RUN, divide
+from ablate.division import SHORT_RUN, divide, evaluations
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.records import ArmPlan, Plan, optimizers_differ
@@ -83,9 +83,12 @@ def make_plan(run: schema.Run, home: Home) -> Plan:
     if timed:
         curriculum.refuse_times(run.budget, trainers)
     speeds = throughput.speeds(variants, steps_mflop, home, views) if timed else ()
-    bounded = durations.in_flops(run, steps_mflop, speeds, workers)
+    evaluating = evaluations(
+        run.sweep, {name: curriculum.evaluations_at_most(own, v) for name, (own, v) in variants.items()}
+    )
+    bounded = durations.in_flops(run, steps_mflop, speeds, workers, evaluating)
     dearest, measuring = max(map(max, charges.values())), sum(speed.mflop for speed in speeds)
-    allowance, total, caps = divide(bounded, dearest, measuring)
+    allowance, total, caps = divide(bounded, dearest, measuring, evaluating)
     seconds = {speed.arm: speed.step_seconds for speed in speeds}
     steps = matching.steps(run.budget.match, allowance, steps_mflop, seconds)
     solved = curriculum.solve(trainers, charges, allowance, steps, run.budget.match)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, update
 
 from ablate import db, faults, ledger, stored
 from ablate.records import Outcome, TrialResult, TrialSpec
+from ablate.stages import EVALUATION
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ def _end_trial(connection: Connection, row: db.Found, result: TrialResult) -> No
         .values(state=result.outcome, result=stored.result_to_text(result), ended_at=db.now())
     )
     connection.execute(update(db.job).where(db.job.c.trial == row.id).values(state="done"))
-    ledger.release(connection, row.study, row.phase, row.id)
+    for phase in (EVALUATION, row.phase):
+        ledger.release(connection, row.study, phase, row.id)
 
 
 def _end_attempt(connection: Connection, claim: Claim, state: str, reason: str) -> db.Found | None:
@@ -222,8 +224,8 @@ def _end_attempt(connection: Connection, claim: Claim, state: str, reason: str) 
 def _refund(connection: Connection, row: db.Found, attempt: int, computed_steps: int) -> None:
     if row.paid_steps > computed_steps:
         spec, key = stored.spec_from_text(row.spec), f"{row.id}/{attempt}/refund"
-        ahead = spec.charge(row.paid_steps) - spec.charge(computed_steps)
-        ledger.refund(connection, row.study, row.phase, ahead, key, row.id)
+        for phase, ahead in spec.bill(computed_steps, row.paid_steps).items():
+            ledger.refund(connection, row.study, phase, ahead, key, row.id)
         connection.execute(update(db.trial).where(db.trial.c.id == row.id).values(paid_steps=computed_steps))
 
 

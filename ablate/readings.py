@@ -31,10 +31,9 @@ def foreseen(plan: Plan) -> Foreseen | None:
         return None
     currency, optimizer = other(plan.run.budget.match), plan.run.optimizer
     per_step = plan.run.trainer.seq_len * plan.run.trainer.batch_size
-    evals = plan.run.trainer.evals
     curves = []
     for arm in plan.arms:
-        steps = [s for s in sorted(arm.reached(evals)) if _constant(arm.charge(s) / arm.mflop, optimizer)]
+        steps = [s for s, _ in arm.evaluations if _constant(arm.charge(s) / arm.mflop, optimizer)]
         curves.append([per_step * s if currency == "tokens" else arm.charge(s) for s in steps])
     mflop = {arm.name: -(-arm.mflop // arm.steps) for arm in plan.arms}
     again = matching.steps(currency, plan.trial_mflop, mflop, {})
@@ -43,7 +42,9 @@ def foreseen(plan: Plan) -> Foreseen | None:
         currency=currency,
         amount=round(where) if (where := _common(curves)) is not None else None,
         cost_mflop=sum(
-            per_arm * again[arm.name] * mflop[arm.name] for arm in plan.arms if again[arm.name] != arm.steps
+            per_arm * (again[arm.name] * mflop[arm.name] + arm.evaluation_mflop)
+            for arm in plan.arms
+            if again[arm.name] != arm.steps
         ),
     )
 

@@ -4,15 +4,15 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from ablate.schema import Run
 from ablate.searched import Searched
 from ablate.second_reading import Reading
+from ablate.specs import TrialSpec
 from ablate.stages import Staged
 from ablate.variant import Variant
 
-Phase = Literal["search", "confirm"]
 EPOCHS = "data/epochs"
 """Metric of a trial: how often it went through the training text."""
 Outcome = Literal["complete", "diverged", "failed", "interrupted"]
@@ -80,7 +80,8 @@ class Plan:
     Attributes:
         study: name of the study, `<sweep>-<first 8 of fingerprint>`.
         fingerprint: hash of everything that decides the numbers.
-        caps: MFLOP per ledger phase (`calibrate` where speeds matter, `search`, `confirm`, `contingency`).
+        caps: MFLOP per ledger phase (`calibrate` where speeds matter, `search`, `confirm`, `evaluation`,
+            `contingency`).
         speeds: of every arm, where the budget is a time or time is what arms have equal; else empty.
         lr_grid: learning rates of the first search round.
         search_seed, confirm_seeds: disjoint, so that selection and estimation never share a run.
@@ -137,31 +138,6 @@ class Plan:
     def arm(self, name: str) -> ArmPlan:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec(Staged):
-    """One training run, complete enough to repeat it anywhere. Stored as JSON.
-
-    Attributes:
-        fingerprint: content hash of all that decides the result (not of arm, phase or study names).
-        run: `schema.to_dict` of the arm's configuration, learning rate applied.
-        steps: optimizer steps that the allowance pays for.
-    """
-
-    fingerprint: str
-    arm: str
-    phase: Phase
-    replicate: int
-    seed: int
-    lr: float
-    run: dict[str, Any]
-    data_fingerprint: str
-
-    @property
-    def allowance_mflop(self) -> int:
-        """What the whole trial costs."""
-        return self.mflop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +202,8 @@ class TrialRow:
     Attributes:
         state: queued | running | complete | diverged | failed | cancelled.
         reused_from: study that paid for this result, where it was found and not trained again.
-        charged_mflop: useful work plus what a fault made it do again.
+        charged_mflop: useful work and evaluations, plus what a fault made it do again.
+        evaluation_mflop: of evaluations, once each.
     """
 
     number: int
@@ -236,6 +213,7 @@ class TrialRow:
     reused_from: str | None
     attempts: int
     charged_mflop: int
+    evaluation_mflop: int
     worker: str | None
     started_at: float | None
     ended_at: float | None

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ablate import confirmation, stats
-from ablate.records import Phase, Plan
+from ablate.records import Plan
+from ablate.specs import Phase
 
 _NEAR = 4.01
 """Factor of the best rate within which losses are taken for a quadratic; a little over two steps of a grid of 2."""

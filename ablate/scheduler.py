@@ -250,8 +250,8 @@ class Scheduler:
         spec = self._spec(slot)
         with db.reading(self._engine) as connection:
             known = enrolment.known(connection, spec)
-            free = ledger.available(connection, self._study, slot.phase)
-        if known is None and free < spec.allowance_mflop:
+            payable = ledger.covers(connection, self._study, spec.bill(0, spec.steps))
+        if known is None and not payable:
             return False
         asked = self._optuna().ask(slot) if slot.phase == "search" else None
         with self._engine.begin() as connection:
@@ -261,8 +261,8 @@ class Scheduler:
     def _can_pay(self, slot: Slot) -> bool:
         spec = self._spec(slot)
         with db.reading(self._engine) as connection:
-            free = ledger.available(connection, self._study, slot.phase)
-            return free >= spec.allowance_mflop or enrolment.known(connection, spec) is not None
+            payable = ledger.covers(connection, self._study, spec.bill(0, spec.steps))
+            return payable or enrolment.known(connection, spec) is not None
 
     def _spec(self, slot: Slot) -> TrialSpec:
         return spec_for(self._plan, self._plan.arm(slot.arm), slot.phase, slot.replicate, slot.seed, slot.lr)

@@ -112,8 +112,9 @@ class Budget:
     is measured once, charged to phase `calibrate` and kept.
 
     Attributes:
-        total: bound of the whole study; null means what the planned trials need plus contingency.
-        per_trial: allowance of one trial; null means an equal share of `total`.
+        total: bound of the whole study; null means what the planned trials and their evaluations need plus
+            contingency.
+        per_trial: training of one trial; null means an equal share of what `total` leaves beside evaluations.
         match: what is equal between arms. With `params`, `active_params` and `kv_bytes` (of a cache as long as
             `trainer.seq_len`) sizes of the other arms are re-solved to the baseline's amount, and steps follow
             from equal FLOPs. With `wall_clock` steps follow from measured speeds.

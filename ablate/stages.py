@@ -22,6 +22,9 @@ SPARSE, DENSE, WARMUP = "sparse", "dense", "warmup"
 ATTENTION = (SPARSE, DENSE, WARMUP)
 """What a stretch may do with attention that chooses."""
 
+EVALUATION = "evaluation"
+"""The phase of a budget that pays for evaluations, whatever phase their trial is of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -49,16 +52,23 @@ class Staged:
         steps: in all.
         step_mflop: charge of a step, rounded up, but for those of `early`.
         early: stages of a curriculum before the last; none without one.
+        evaluations: after which steps the model is evaluated, each with its charge in MFLOP.
     """
 
     steps: int
     step_mflop: int
     early: tuple[Stage, ...] = ()
+    evaluations: tuple[tuple[int, int], ...] = ()
 
     @property
     def mflop(self) -> int:
-        """What one trial costs."""
+        """What training costs in one trial."""
         return self.charge(self.steps)
+
+    @property
+    def evaluation_mflop(self) -> int:
+        """What evaluations cost in one trial."""
+        return self.evaluated(self.steps)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -67,12 +77,16 @@ class Staged:
         return (*before, self.steps - sum(before))
 
     def charge(self, steps: int) -> int:
-        """MFLOP of the first `steps` steps."""
+        """MFLOP of the first `steps` steps, evaluations left out."""
         total, rest = 0, steps
         for stage in self.early:
             done = min(rest, stage.steps)
             total, rest = total + done * stage.step_mflop, rest - done
         return total + rest * self.step_mflop
+
+    def evaluated(self, steps: int) -> int:
+        """MFLOP of the evaluations that belong to the first `steps` steps: an evaluation to the step before it."""
+        return sum(mflop for step, mflop in self.evaluations if step <= steps)
 
     def stage(self, step: int) -> Stage | None:
         """The early stage that step number `step` (from 0) belongs to, or None where it trains as configured."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ablate import units
-from ablate.records import Phase, Plan, StudyView, TrialRow, Verdict
+from ablate.records import Plan, StudyView, TrialRow, Verdict
+from ablate.specs import Phase
+from ablate.stages import EVALUATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def seconds_left(view: StudyView) -> float | None:
     own = [row for row in view.trials if row.started_at and row.reused_from is None]
     ended = [row for row in own if row.ended_at and row.result]
     busy = sum((row.ended_at or 0) - (row.started_at or 0) for row in ended)
-    work = sum(row.charged_mflop for row in ended)
+    work = sum(row.charged_mflop - row.evaluation_mflop for row in ended)
     if not ended:
         points = [row.progress for row in own if row.progress]
         busy, work = sum(point.seconds for point in points), sum(point.mflop for point in points)
@@ -144,8 +146,8 @@ def phase(view: StudyView) -> Phase:
 
 
 def _unspent(view: StudyView) -> int:
-    """MFLOP that trials may still cost."""
-    over = ("calibrate", "contingency", *(("search",) if phase(view) == "confirm" else ()))
+    """MFLOP that training may still cost."""
+    over = ("calibrate", EVALUATION, "contingency", *(("search",) if phase(view) == "confirm" else ()))
     return sum(account.cap - account.spent for account in view.accounts if account.phase not in over)
 
 

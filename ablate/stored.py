@@ -69,7 +69,7 @@ def _readable(what: str) -> Iterator[None]:
 
 def _arm_to_dict(arm: ArmPlan) -> dict[str, Any]:
     numbers = {name: getattr(arm, name) for name in _ARM_NUMBERS}
-    numbers["resolved"] = arm.resolved
+    numbers |= {"resolved": arm.resolved, "evaluations": arm.evaluations}
     early = [dataclasses.asdict(stage) for stage in arm.early]
     return numbers | {
         "run": schema.to_dict(arm.run),
@@ -83,12 +83,15 @@ def _arm_from_dict(values: dict[str, Any]) -> ArmPlan:
     variant = Variant.from_run(run, vocab_size=values["vocab_size"])
     numbers = {name: values[name] for name in _ARM_NUMBERS}
     resolved = {key: (before, after) for key, (before, after) in values["resolved"].items()}
-    return ArmPlan(**numbers, run=run, variant=variant, resolved=resolved, early=_stages(values))
+    return ArmPlan(**numbers, run=run, variant=variant, resolved=resolved, **_staged(values))
 
 
-def _stages(values: dict[str, Any]) -> tuple[Stage, ...]:
-    """Early stages of an arm or trial."""
-    return tuple(Stage(**stage) for stage in values["early"])
+def _staged(values: dict[str, Any]) -> dict[str, Any]:
+    """Early stages and evaluations of an arm or trial."""
+    return {
+        "early": tuple(Stage(**stage) for stage in values["early"]),
+        "evaluations": tuple((step, mflop) for step, mflop in values["evaluations"]),
+    }
 
 
 def spec_to_text(spec: TrialSpec) -> str:
@@ -101,7 +104,7 @@ def spec_from_text(text: str) -> TrialSpec:
     """Inverse of `spec_to_text`."""
     with _readable("trial"):
         values = json.loads(text)
-        return TrialSpec(**{**values, "early": _stages(values)})
+        return TrialSpec(**{**values, **_staged(values)})
 
 
 def result_to_text(result: TrialResult) -> str:

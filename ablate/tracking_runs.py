@@ -154,6 +154,7 @@ def _trial(view: StudyView, row: TrialRow, params: Mapping[str, str]) -> RunCont
             "val/bpb": result.val_bpb,
             "cost/tokens": result.tokens,
             "cost/useful_mflop": result.useful_mflop,
+            "cost/evaluation_mflop": row.evaluation_mflop,
             "cost/charged_mflop": row.charged_mflop,
             "cost/seconds": result.seconds,
             **result.metrics,

@@ -9,13 +9,12 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from ablate import checkpoint, optimization, randomness, schema, stages, staging
 from ablate.checkpoint import Checkpoint
@@ -65,7 +64,8 @@ def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> Trial
     outcome, reason = "complete", ""
     try:
         if trial.step < spec.steps:
-            _trainer(run, spec.steps - trial.step, driver).fit(trial, _loader(trial))
+            # numbers of steps, which no precision or device makes Lightning convert
+            _trainer(run, spec.steps - trial.step, driver).fit(trial, range(trial.step, spec.steps))
     except (StopTraining, SIGTERMException):  # Lightning sees the signal first where it comes during a step
         if trial.step < spec.steps:
             driver.save(trial)
@@ -107,7 +107,17 @@ class _Trial(LightningModule):
         """Loss of guessing: the cap of what a trial can be recorded with."""
         return math.log(self.model.variant.dims.vocab_size)
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`: a function of the seed and that number alone.
+
+        All stages read the same whole sequences one after the other; those with shorter ones read them in pieces.
+        """
+        settings, stage = self.run.trainer, self.spec.stage(step)
+        batch = self.corpus.batch(self.spec.seed, step, settings.batch_size, settings.seq_len)
+        return batch.cut(stage.seq_len) if stage else batch
+
+    def training_step(self, step: int) -> Tensor:
+        batch = self.batch(step)
         self.tokens_hash = _chain(self.tokens_hash, batch)
         labels, documents = batch.labels, None
         if self.run.data.document_mask:
@@ -139,9 +149,6 @@ class _Trial(LightningModule):
     ) -> None:
         if gradient_clip_val:
             optimization.clip(optimizer, gradient_clip_val)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch  # hashed on the CPU first, moved by the step
 
     def smoothed_loss(self) -> float:
         """Exponential mean of the training loss over about ten steps."""
@@ -246,7 +253,7 @@ class _Driver(Callback):
         settings = trial.run.trainer
         self._trial, self._workdir, self._meter = trial, workdir, meter
         self._every, self._after = settings.checkpoint_seconds, settings.checkpoint_steps
-        self._evaluations = trial.spec.reached(settings.evals)
+        self._evaluations = {step for step, _ in trial.spec.evaluations}
         self._look = max(1, trial.spec.steps // _LOOKS)
         self._attention = ""
         self._saved = time.monotonic()
@@ -273,14 +280,15 @@ class _Driver(Callback):
         trial.model.after_step()
         trial.step += 1
         ends = trial.step in self._evaluations
-        if ends or trial.step % self._look == 0:
-            smooth = trial.smoothed_loss()  # waits for the device, so that the clock below is right
-            trial.seconds += time.perf_counter() - self._began
+        looks = ends or trial.step % self._look == 0
+        smooth = trial.smoothed_loss() if looks else 0.0  # waits for the device, so that the clock is right
+        trial.seconds += time.perf_counter() - self._began
+        # paid with the step, it is done also where training has just diverged
+        found = evaluate(trial.model, trial.held, trainer.precision_plugin.forward_context) if ends else None
+        if looks:
             self._refuse_divergence(smooth)
-        else:
-            trial.seconds += time.perf_counter() - self._began
-        if ends:
-            self.last = evaluate(trial.model, trial.held, trainer.precision_plugin.forward_context)
+        if found is not None:
+            self.last = found
             self._refuse_divergence(self.last.loss)
             trial.curve.append(self._point(trainer, self.last.loss))
             trial.since, trial.counted = torch.zeros(()), 0
@@ -325,28 +333,6 @@ class _Driver(Callback):
             train_loss=float(trial.since) / trial.counted if trial.counted else None,
             val_loss=val_loss,
         )
-
-
-class _Stream(IterableDataset[Batch]):
-    """The batches of a trial from its present step on; batch k is a function of the seed and k alone.
-
-    All stages read the same whole sequences one after the other; those with shorter ones read them in pieces.
-    """
-
-    def __init__(self, trial: _Trial) -> None:
-        self._corpus, self._seed = trial.corpus, trial.spec.seed
-        self._range = range(trial.step, trial.spec.steps)
-        self._shape = trial.run.trainer.batch_size, trial.run.trainer.seq_len
-        self._spec = trial.spec
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in self._range:
-            batch, stage = self._corpus.batch(self._seed, step, *self._shape), self._spec.stage(step)
-            yield batch.cut(stage.seq_len) if stage else batch
-
-
-def _loader(trial: _Trial) -> "DataLoader[Batch]":
-    return DataLoader(_Stream(trial), batch_size=None)
 
 
 def _trainer(run: schema.Run, steps: int, driver: _Driver) -> Trainer:

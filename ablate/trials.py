@@ -5,7 +5,8 @@ import hashlib
 import json
 
 from ablate import schema
-from ablate.records import ArmPlan, Phase, Plan, TrialSpec
+from ablate.records import ArmPlan, Plan, TrialSpec
+from ablate.specs import Phase
 from components.spec import FLOP_CONVENTION
 
 CONTRACT = "trial-2"
@@ -39,6 +40,7 @@ def spec_for(plan: Plan, arm: ArmPlan, phase: Phase, replicate: int, seed: int, 
         steps=arm.steps,
         step_mflop=arm.step_mflop,
         early=arm.early,
+        evaluations=arm.evaluations,
         data_fingerprint=plan.data_fingerprint,
     )
 

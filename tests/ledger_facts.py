@@ -10,12 +10,28 @@ from ablate.meter import TrialMeter
 STEPS = 12
 MFLOP = small_studies.STEP_MFLOP
 ALLOWANCE = STEPS * MFLOP
-CAPS = {"search": 6 * ALLOWANCE, "confirm": 3 * ALLOWANCE + 5, "contingency": 4 * MFLOP + 2}
+EVALUATIONS = small_studies.EVALS * small_studies.EVALUATION_MFLOP
+CAPS = {
+    "search": 6 * ALLOWANCE,
+    "confirm": 3 * ALLOWANCE + 5,
+    "evaluation": 5 * EVALUATIONS + 2,
+    "contingency": 9 * MFLOP + 2,
+}
 TOTAL = sum(CAPS.values())
 MAX_ATTEMPTS = 3
 WORKERS = 8
 STUDIES = 2
 """That share fingerprints, so that one finds what the other has paid for."""
+
+
+def evaluated(steps: int) -> int:
+    """MFLOP of the evaluations in so many steps: one after every quarter of a trial."""
+    return steps // (STEPS // small_studies.EVALS) * small_studies.EVALUATION_MFLOP
+
+
+def cost(steps: int) -> int:
+    """MFLOP of so many steps with their evaluations."""
+    return steps * MFLOP + evaluated(steps)
 
 
 @dataclass
@@ -45,9 +61,13 @@ class Trial:
         return self.state in ("queued", "running")
 
     @property
-    def held(self) -> int:
-        """MFLOP in reserve."""
-        return (STEPS - self.paid) * MFLOP if self.live else 0
+    def accounts(self) -> dict[str, list[int]]:
+        """MFLOP spent and in reserve, by the phase that pays."""
+        accounts = {
+            self.phase: (self.paid * MFLOP, ALLOWANCE),
+            "evaluation": (evaluated(self.paid), EVALUATIONS),
+        }
+        return {phase: [paid, self.live * (whole - paid)] for phase, (paid, whole) in accounts.items()}
 
 
 @dataclass

@@ -17,8 +17,8 @@ import small_studies
 from ledger_facts import (
     ALLOWANCE,
     CAPS,
+    EVALUATIONS,
     MAX_ATTEMPTS,
-    MFLOP,
     STEPS,
     STUDIES,
     TOTAL,
@@ -26,6 +26,8 @@ from ledger_facts import (
     Hand,
     Paying,
     Trial,
+    cost,
+    evaluated,
 )
 from sqlalchemy import select, update
 
@@ -91,9 +93,14 @@ class World:
             trial.fingerprint == fingerprint and trial.state in ("complete", "diverged")
             for trial in self.trials.values()
         )
-        if not known and self._free(study, phase) < ALLOWANCE:
+        short = [
+            p
+            for p, mflop in ((phase, ALLOWANCE), ("evaluation", EVALUATIONS))
+            if self._free(study, p) < mflop
+        ]
+        if not known and short:
             assert not scheduler._enqueue(slot)
-            self.seen["denied"] += 1
+            self.seen["denied" if phase in short else "denied for its evaluations"] += 1
             return
         if (study, slot.key) in self.slots:
             try:
@@ -165,8 +172,9 @@ class World:
             assert hand.step + steps <= hand.meter._paid
         else:
             if first and before > hand.step:
-                trial.wasted += (before - hand.step) * MFLOP
-                self.seen["waste"] += 1
+                trial.wasted += cost(before) - cost(hand.step)
+                again = evaluated(before) > evaluated(hand.step)
+                self.seen["waste with evaluations" if again else "waste"] += 1
                 trial.paid = hand.step
             assert max(hand.step + steps, trial.paid) <= paid <= STEPS
             if trial.study in self.stopping:
@@ -184,7 +192,7 @@ class World:
             return
         assert hand.asked is None
         assert self._current(hand) is not None
-        assert self._free(hand.trial.study, "contingency") < (hand.trial.paid - hand.step) * MFLOP
+        assert self._free(hand.trial.study, "contingency") < cost(hand.trial.paid) - cost(hand.step)
         assert "contingency exhausted" in reason
         self.seen["contingency exhausted"] += 1
 
@@ -317,8 +325,8 @@ class World:
                 sums[i] += amount
         expected = {}
         for trial in own:
-            if not trial.reused:
-                expected[trial.phase, trial.id] = [trial.paid * MFLOP, trial.held, 0]
+            for phase, amounts in trial.accounts.items() if not trial.reused else ():
+                expected[phase, trial.id] = [*amounts, 0]
             if trial.wasted:
                 expected["contingency", trial.id] = [trial.wasted, 0, trial.wasted]
         assert booked == expected
@@ -352,8 +360,7 @@ class World:
         own = [trial for trial in self.trials.values() if trial.study == study]
         if phase == "contingency":
             return CAPS[phase] - sum(trial.wasted for trial in own)
-        paying = [trial for trial in own if trial.phase == phase and not trial.reused]
-        return CAPS[phase] - sum(trial.paid * MFLOP + trial.held for trial in paying)
+        return CAPS[phase] - sum(sum(t.accounts.get(phase, [])) for t in own if not t.reused)
 
     def _current(self, hand: Hand) -> Attempt | None:
         return self.running.get((hand.claim.trial, hand.claim.attempt))

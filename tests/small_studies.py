@@ -17,6 +17,8 @@ from ablate.stages import Stage, Staged
 from ablate.worker import Train, Worker
 
 STEP_MFLOP = 7
+EVALS, EVALUATION_MFLOP = 4, 3
+"""Evaluations of a trial, and what each costs."""
 
 
 def plan(
@@ -32,7 +34,10 @@ def plan(
     data: str = "c0ffee",
     early: tuple[Stage, ...] = (),
 ) -> Plan:
-    """Arms by name, all of them the same small model; a step costs 7 MFLOP, but for those of `early`."""
+    """Arms by name, all of them the same small model; a step costs 7 MFLOP, but for those of `early`.
+
+    Four evaluations per trial, at equal shares of its compute, cost 3 MFLOP each.
+    """
     schedules = list(study_views.SCHEDULES.values())
     made = study_views.plan(
         name, {arm: schedules[i % len(schedules)] for i, arm in enumerate(arms)}, replicates=replicates
@@ -47,10 +52,13 @@ def plan(
         ),
         launcher=dataclasses.replace(made.run.launcher, lease_seconds=lease, workers=workers),
     )
-    trial = Staged(steps=steps, step_mflop=STEP_MFLOP, early=early).mflop
+    staged = Staged(steps=steps, step_mflop=STEP_MFLOP, early=early)
+    trial, at = staged.mflop, sorted(staged.reached(EVALS))
+    evaluations = tuple((step, EVALUATION_MFLOP) for step in at)
     caps = {
         "search": len(arms) * (points + extensions) * trial,
         "confirm": len(arms) * replicates * trial,
+        "evaluation": len(arms) * (points + extensions + replicates) * len(at) * EVALUATION_MFLOP,
         "contingency": contingency,
     }
     return dataclasses.replace(
@@ -58,7 +66,8 @@ def plan(
         run=run,
         fingerprint=name,
         arms=tuple(
-            dataclasses.replace(arm, step_mflop=STEP_MFLOP, steps=steps, early=early) for arm in made.arms
+            dataclasses.replace(arm, step_mflop=STEP_MFLOP, steps=steps, early=early, evaluations=evaluations)
+            for arm in made.arms
         ),
         trial_mflop=trial,
         caps=caps,

@@ -118,20 +118,27 @@ def prove(calm: StudyView, calm_home: Home, rough: StudyView, home: Home, storm:
         e = db.ledger.c
         paid = (e.study == rough.name, e.phase == ledger.CONTINGENCY, e.waste > 0)
         wastes = connection.execute(select(e.trial, e.waste).where(*paid)).all()
+        training = e.phase.in_(("search", "confirm"))
+        changes = select(e.trial, e.spent, e.key).where(e.study == rough.name, training)
+        back = [row for row in connection.execute(changes).all() if ledger.given_back(row.key)]
         t = db.trial.c
         rows = connection.execute(select(t.id, t.spec).where(t.study == rough.name)).all()
     step = {row.id: stored.spec_from_text(row.spec).step_mflop for row in rows}
-    worst = max((row.waste / step[row.trial] for row in wastes), default=0.0)
+    worst = max((-row.spent / step[row.trial] for row in back), default=0.0)
     assert worst <= INTERVAL, f"a kill cost {worst} steps"
     assert len(wastes) <= storm.kills
     wasted = accounts[ledger.CONTINGENCY].spent
-    bound = storm.kills * INTERVAL * max(step.values())
+    evaluating = max(arm.evaluation_mflop for arm in rough.plan.arms)
+    bound = storm.kills * (INTERVAL * max(step.values()) + evaluating)
     assert wasted == accounts[ledger.CONTINGENCY].waste == sum(row.waste for row in wastes) <= bound
     useful = sum(row.result.useful_mflop for row in rough.trials if row.result is not None)
     assert useful == accounts["search"].spent + accounts["confirm"].spent
-    assert sum(row.charged_mflop for row in rough.trials) == useful + wasted <= rough.plan.total_mflop
+    evaluated = sum(row.spec.evaluated(row.result.steps) for row in rough.trials if row.result is not None)
+    assert evaluated == accounts["evaluation"].spent
+    charged = sum(row.charged_mflop for row in rough.trials)
+    assert charged == useful + evaluated + wasted <= rough.plan.total_mflop
     assert not any(account.reserved for account in rough.accounts)
-    assert useful == sum(account.spent for account in calm.accounts)
+    assert useful + evaluated == sum(account.spent for account in calm.accounts)
     left = [path for path in home.trial(rough.name, 0).parent.glob("*/*") if path.is_dir()]
     assert not left, f"left behind: {left}"
     attempts = sum(row.attempts for row in rough.trials)
@@ -141,7 +148,7 @@ def prove(calm: StudyView, calm_home: Home, rough: StudyView, home: Home, storm:
         f"waste        {wasted} MFLOP in {len(wastes)} payments, {100 * wasted / useful:.1f} % of what was useful"
     )
     print(
-        f"bound        {bound} MFLOP: {storm.kills} kills of at most {INTERVAL} steps; the worst took {worst:g}"
+        f"bound        {bound} MFLOP: {storm.kills} kills of at most {INTERVAL} steps each; the worst took {worst:g}"
     )
     print(
         f"ledger       {useful} + {wasted} = {useful + wasted} MFLOP spent <= {rough.plan.total_mflop} in all"

@@ -6,13 +6,12 @@ import random
 
 import variants
 
-from ablate import schema
+from ablate import curriculum, schema
 from ablate.home import Home
 from ablate.records import (
     ArmPlan,
     Caveat,
     LrCurve,
-    Phase,
     PhaseAccount,
     Plan,
     Point,
@@ -22,6 +21,8 @@ from ablate.records import (
     TrialSpec,
     Verdict,
 )
+from ablate.specs import Phase
+from ablate.stages import Staged
 from ablate.variant import Variant
 
 SCHEDULES = {
@@ -67,36 +68,41 @@ def plan(
     priced = []
     for i, (arm, ratios) in enumerate(arms.items()):
         own = dataclasses.replace(whole, model=dataclasses.replace(whole.model, compress_ratios=ratios))
+        variant = Variant.from_run(own, vocab_size=512)
+        trained = Staged(steps=STEPS + 16 * (i % 10), step_mflop=1250 - 50 * (i % 10))
         priced.append(
             ArmPlan(
                 name=arm,
                 is_baseline=i == 0,
                 run=own,
-                variant=Variant.from_run(own, vocab_size=512),
+                variant=variant,
                 params=412_160 + 3_000 * i,
                 active_params=251_904 + 3_000 * i,
                 train_flops_per_token=2.4e6 - 1e5 * (i % 10),
                 kv_bytes_per_token=512.0 / (i + 1),
                 decode_flops=800_000,
-                step_mflop=1250 - 50 * (i % 10),
-                steps=STEPS + 16 * (i % 10),
-                tokens=(STEPS + 16 * (i % 10)) * 512,
+                step_mflop=trained.step_mflop,
+                steps=trained.steps,
+                evaluations=curriculum.evaluations(own, variant, trained),
+                tokens=trained.steps * 512,
                 mismatch={"tokens": 0.04 * i, "params": 0.007 * i, "kv_bytes": 1 / (i + 1) - 1},
             )
         )
     trials = len(arms) * (7 + replicates)
+    evaluating = (7 + replicates) * sum(arm.evaluation_mflop for arm in priced)
     return Plan(
         study=name,
         fingerprint="0a1b2c3d4e5f6071",
         question=question,
         run=whole,
         arms=tuple(priced),
-        total_mflop=int(trials * 500_000 / 0.95),
+        total_mflop=int((trials * 500_000 + evaluating) / 0.95),
         trial_mflop=500_000,
         caps={
             "search": len(arms) * 7 * 500_000,
             "confirm": len(arms) * replicates * 500_000,
-            "contingency": int(trials * 500_000 * 0.05 / 0.95),
+            "evaluation": evaluating,
+            "contingency": int((trials * 500_000 + evaluating) * 0.05 / 0.95),
         },
         lr_grid=(7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2),
         search_seed=0,
@@ -161,6 +167,7 @@ def rows(plan: Plan, finished: int | None = None) -> tuple[TrialRow, ...]:
             run=schema.to_dict(priced.run),
             steps=priced.steps,
             step_mflop=priced.step_mflop,
+            evaluations=priced.evaluations,
             data_fingerprint=plan.data_fingerprint,
         )
         diverged = number == 21 and phase == "search"
@@ -182,6 +189,8 @@ def rows(plan: Plan, finished: int | None = None) -> tuple[TrialRow, ...]:
         running = finished <= number < finished + 2
         over = number < finished
         half = _curve(value, spec.steps, spec.steps // 2, spec.step_mflop, lr)
+        progress = curve[-1] if over else half[-1] if running else None
+        done = progress.step if progress else 0
         started = CREATED + 5 * number
         made.append(
             TrialRow(
@@ -191,11 +200,12 @@ def rows(plan: Plan, finished: int | None = None) -> tuple[TrialRow, ...]:
                 result=result if over else None,
                 reused_from=None,
                 attempts=1 if over or running else 0,
-                charged_mflop=spec.allowance_mflop if over else half[-1].mflop if running else 0,
+                charged_mflop=sum(spec.bill(0, done).values()),
+                evaluation_mflop=spec.evaluated(done),
                 worker=f"host-{number % 2 + 1}" if over or running else None,
                 started_at=started if over or running else None,
                 ended_at=started + 9 if over else None,
-                progress=curve[-1] if over else half[-1] if running else None,
+                progress=progress,
             )
         )
     return tuple(made)
@@ -242,20 +252,19 @@ def view(state: str = "done", finished: int | None = None, **options: object) ->
     """A study that is over, or, with `state="running"`, one of which `finished` trials are."""
     made = plan(**options)  # type: ignore[arg-type]
     trials = rows(made, finished)
-    spent = {
-        phase: sum(r.charged_mflop for r in trials if r.spec.phase == phase)
-        for phase in ("search", "confirm")
-    }
+    paid = [r.spec.bill(0, r.progress.step) for r in trials if r.progress]
     running = [r for r in trials if r.state == "running"]
     accounts = [
         PhaseAccount(
             phase=phase,
             cap=made.caps[phase],
-            spent=spent.get(phase, 9_000),
-            reserved=sum(r.spec.allowance_mflop - r.charged_mflop for r in running if r.spec.phase == phase),
+            spent=9_000 if phase == "contingency" else sum(bill.get(phase, 0) for bill in paid),
+            reserved=sum(
+                r.spec.bill(r.progress.step, r.spec.steps).get(phase, 0) for r in running if r.progress
+            ),
             waste=9_000 if phase == "contingency" else 0,
         )
-        for phase in ("search", "confirm", "contingency")
+        for phase in ("search", "confirm", "evaluation", "contingency")
     ]
     curves = []
     for arm in made.arms:

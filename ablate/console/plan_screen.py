@@ -123,6 +123,7 @@ def _equality(plan: Plan) -> Text:
         text.append(
             f"{plan.run.budget.tolerance:.3g}), for which {changed} of {len(plan.arms)} arms changed size."
         )
+    text.append(" Evaluations are charged apart, and take nothing from it.")
     return text.append(" Below a figure: its difference to the baseline.", style="dim")
 
 
@@ -148,6 +149,7 @@ def _budget(plan: Plan) -> Table:
     details = {
         "search": (spread, trials["search"]),
         "confirm": (f"{arms} arms × {_confirmed(plan)}", trials["confirm"]),
+        "evaluation": (_evaluated(plan), None),
         "contingency": ("work done again after a crash; never an arm's", None),
         "calibrate": (f"{WARM + TIMED} steps of each arm, measured once per machine", None),
     }
@@ -159,6 +161,19 @@ def _budget(plan: Plan) -> Table:
     per_trial = f"{units.compute(plan.trial_mflop)} per trial"
     table.add_row(Text("total", "bold"), "", Text(units.compute(plan.total_mflop), "bold"), Text(per_trial))
     return table
+
+
+def _evaluated(plan: Plan) -> str:
+    """How often the model is run outside training, and what that is of a trial's training."""
+    trainer, data = plan.run.trainer, plan.run.data
+    shares = sorted(arm.evaluation_mflop / arm.mflop for arm in plan.arms)
+    of = (
+        f"{shares[0]:.1%}"
+        if f"{shares[0]:.1%}" == f"{shares[-1]:.1%}"
+        else f"{shares[0]:.1%} to {shares[-1]:.1%}"
+    )
+    tokens = data.val_tokens // trainer.seq_len * trainer.seq_len
+    return f"{trainer.evals} per trial over {tokens:,} held-out tokens: {of} of its training"
 
 
 def _confirmed(plan: Plan) -> str:

@@ -214,7 +214,8 @@ def budget(view: StudyView) -> Figure | None:
         drawing.legend(handles, words, loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1)
 
     note = (
-        "Useful compute trained trials; what a fault made necessary twice is paid from the contingency alone."
+        "Useful compute trained and evaluated trials; what a fault made necessary twice is paid from the contingency "
+        "alone."
     )
     return Figure("budget", "Compute by phase, FLOP", note, table, 1.05 + 0.36 * len(rows), draw)
 

@@ -84,7 +84,7 @@ class MixtureOfExperts(FFN):
         hidden = torch.cat([u @ w.T for u, w in zip(inputs, self.gate_up.unbind(0), strict=True)])
         hidden = activated(hidden, self.kind, self.limit) * weights.flatten()[order].unsqueeze(1)
         outputs = torch.cat([h @ w.T for h, w in zip(hidden.split(sizes), self.down.unbind(0), strict=True)])
-        return torch.zeros_like(x).index_add(0, token, outputs)
+        return outputs.new_zeros(x.shape).index_add(0, token, outputs)  # in mixed precision, that of products
 
     @staticmethod
     def cost(config: Config, site: Site, seq_len: int) -> Cost:

@@ -68,13 +68,29 @@ def test_arms_sum_to_their_phase_and_entries_to_the_accounts(disturbed):
         assert sums == [phase.spent, phase.reserved, phase.waste]
     (waste,) = (entry for entry in found.events if entry.kind == "waste")
     assert (waste.trial, waste.attempt) == (0, 2), "the attempt that does it again"
-    assert len(found.events) == found.entries == len({entry.key for entry in found.events})
+    assert len(found.events) == found.entries == len({(entry.phase, entry.key) for entry in found.events})
+
+
+def test_evaluations_are_an_account_of_their_own_for_all_arms(disturbed):
+    """Of four, after every fifth step: two were lost and done again to come, one was done before it diverged."""
+    home, plan = disturbed
+    found = account.account(plan.study, home)
+    (phase,) = (phase for phase in found.phases if phase.phase == "evaluation")
+    arms, each = found.arms["evaluation"], small_studies.EVALUATION_MFLOP
+    assert phase.cap == plan.caps["evaluation"] == 16 * small_studies.EVALS * each
+    assert sum(arm.spent for arm in arms) == phase.spent == (1 + 1 + 4) * each
+    assert sum(arm.reserved for arm in arms) == phase.reserved == (3 + 7 * 4) * each
+    assert sum(arm.returned for arm in arms) == 3 * each
+    assert sum(arm.waste for arm in arms) == each
+    lost = sum(arm.waste for arms in found.arms.values() for arm in arms)
+    assert lost == next(phase.waste for phase in found.phases if phase.phase == "contingency")
+    assert sum(sum(arm.trials.values()) for arm in arms) == 10
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"paid_steps": 7}, "7 steps of 49 MFLOP in all paid for"),
+        ({"paid_steps": 7}, "7 steps of 49 in all are paid for"),
         ({"wasted": 1}, "of waste are booked"),
         ({"state": "complete"}, "trial 0, complete: holds"),
     ],

@@ -77,6 +77,7 @@ def test_a_process_that_dies_anywhere_costs_nothing_but_time(home, fault):
     accounts = {a.phase: a.spent for a in view.accounts}
     assert accounts["search"] == 10 * plan.trial_mflop
     assert accounts["confirm"] == 4 * plan.trial_mflop
+    assert accounts["evaluation"] == 14 * small_studies.EVALS * small_studies.EVALUATION_MFLOP
     complete = [t for t in mirror(home, plan.study).trials if t.state.name == "COMPLETE"]
     assert sorted(t.user_attrs["trial"] for t in complete) == list(range(10))
     assert not [t for t in mirror(home, plan.study).trials if not t.state.is_finished()]

@@ -17,7 +17,7 @@ from ablate.data import Corpus
 from ablate.model import LanguageModel, initialise
 from ablate.records import TrialSpec
 from ablate.schema import Stretch
-from ablate.stages import ATTENTION, Stage
+from ablate.stages import ATTENTION, Stage, Staged
 from ablate.variant import Variant
 from components import native
 from components.attention.pairs import entry_pairs
@@ -60,6 +60,7 @@ def _spec(
             device="cpu", seq_len=LENGTH, batch_size=ROWS, evals=3, checkpoint_seconds=1e9, keep_weights="all"
         ),
     )
+    trained = Staged(steps=steps, step_mflop=29, early=early)
     return TrialSpec(
         fingerprint=f"{early} {steps} {optimizer}",
         arm="v4",
@@ -72,6 +73,7 @@ def _spec(
         step_mflop=29,
         data_fingerprint=corpus.fingerprint,
         early=early,
+        evaluations=curriculum.evaluations(run, Variant.from_run(run), trained),
     )
 
 

@@ -159,7 +159,7 @@ def test_changed_data_is_refused_and_when_forced_begins_unfinished_trials_anew(
         assert (new.spec.fingerprint == old.spec.fingerprint) == done
     lost = next(row for row in view.trials if row.attempts == 2)
     assert {a.phase: a.waste for a in view.accounts}["contingency"] == lost.spec.step_mflop
-    assert lost.charged_mflop == (lost.spec.steps + 1) * lost.spec.step_mflop
+    assert lost.charged_mflop - lost.evaluation_mflop == (lost.spec.steps + 1) * lost.spec.step_mflop
 
 
 def test_changed_configuration_is_refused_and_when_forced_is_that_of_later_trials(

@@ -118,6 +118,15 @@ def test_the_ledger_holds_every_flop(folder: Path, first: subprocess.CompletedPr
     for phase in ("search", "confirm"):
         useful = sum(r.result.useful_mflop for r in view.trials if r.result and r.spec.phase == phase)
         assert spent[phase] == useful
+    evaluated = sum(
+        len([p for p in r.result.curve if p.val_loss is not None]) for r in view.trials if r.result
+    )
+    each = {arm.name: {mflop for _, mflop in arm.evaluations} for arm in view.plan.arms}
+    assert evaluated == sum(len(view.plan.arm(r.spec.arm).evaluations) for r in view.trials)
+    assert spent["evaluation"] == sum(r.evaluation_mflop for r in view.trials)
+    assert spent["evaluation"] == sum(
+        sum(each[r.spec.arm]) for r in view.trials for p in (r.result.curve if r.result else ()) if p.val_loss
+    )
 
 
 def test_engines_hold_the_same_numbers(folder: Path, first: subprocess.CompletedProcess[str]) -> None:
@@ -158,7 +167,8 @@ def test_trials_of_another_study_are_found_again(
     assert len(view.trials) == 16
     assert sum(row.reused_from is not None for row in view.trials) == 14
     spent = sum(account.spent for account in view.accounts)
-    assert spent == sum(r.result.useful_mflop for r in view.trials if r.result and not r.reused_from)
+    own = [r for r in view.trials if not r.reused_from]
+    assert spent == sum(r.result.useful_mflop + r.evaluation_mflop for r in own if r.result)
 
 
 def test_ctrl_c_settles_and_resume_ends_with_the_same_numbers(

@@ -159,4 +159,5 @@ def test_the_worker_goes_on_after_a_divergence(home: Home) -> None:
         assert row.result is not None
         half = row.spec.arm == "diverges"
         assert row.state == ("diverged" if half else "complete")
-        assert row.charged_mflop == row.result.useful_mflop < row.spec.allowance_mflop + (not half)
+        paid = row.charged_mflop - row.evaluation_mflop
+        assert paid == row.result.useful_mflop < row.spec.allowance_mflop + (not half)

@@ -64,13 +64,13 @@ def test_waste_moves_to_the_contingency_and_gives_back_to_the_phase(opened):
     with engine.begin() as connection:
         ledger.reserve(connection, name, "search", 30, "a")
         ledger.debit(connection, name, "search", 30, "b")
-        assert ledger.waste(connection, name, "search", 8, "c")
+        assert ledger.waste(connection, name, {"search": 8}, "c")
         assert (account(connection, name, "search").spent, account(connection, name, "search").reserved) == (
             22,
             8,
         )
         assert account(connection, name, "contingency").waste == 8
-        assert not ledger.waste(connection, name, "search", 3, "d"), "only 2 are left"
+        assert not ledger.waste(connection, name, {"search": 3}, "d"), "only 2 are left"
         assert account(connection, name, "search").spent == 22, "the phase keeps what contingency cannot pay"
         ledger.check(connection, name, 160)
 
@@ -118,5 +118,6 @@ def test_any_sequence_keeps_the_invariant(tmp_path_factory, actions):
     with db.connect(home).begin() as connection:
         for kind, phase, amount, key in actions:
             with contextlib.suppress(ledger.LedgerError):
-                getattr(ledger, kind)(connection, plan.study, phase, amount, f"{kind}-{key}")
+                change = ({phase: amount},) if kind == "waste" else (phase, amount)
+                getattr(ledger, kind)(connection, plan.study, *change, f"{kind}-{key}")
             ledger.check(connection, plan.study, plan.total_mflop)

@@ -65,7 +65,10 @@ def test_a_search_from_space_to_verdicts(home, tmp_path):
     spent = {a.phase: a.spent for a in view.accounts}
     trained = [r for r in view.trials if r.reused_from is None]
     for phase in ("search", "confirm"):
-        assert spent[phase] == sum(r.charged_mflop for r in trained if r.spec.phase == phase)
+        assert spent[phase] == sum(
+            r.charged_mflop - r.evaluation_mflop for r in trained if r.spec.phase == phase
+        )
+    assert spent["evaluation"] == sum(r.evaluation_mflop for r in trained) <= plan.caps["evaluation"]
     for row in view.trials:
         assert plan.trial_mflop - row.spec.step_mflop < row.spec.allowance_mflop <= plan.trial_mflop
     assert len({r.spec.fingerprint for r in trained}) == len(trained), "nothing is paid for twice"
@@ -337,4 +340,17 @@ def test_the_plan_says_what_a_search_will_cost(home):
     fewer = searches.plan(home, "sweep.search.trials=11", "sweep.search.finalists=1")
     assert fewer.detectable_effect < plan.detectable_effect, "Holm counts the finalists to come"
     assert not home.root.exists() or not home.database.exists()
-    assert division.divide(plan.run, 1)[2] == plan.caps
+    assert division.divide(plan.run, 1, evaluation=plan.caps["evaluation"])[2] == plan.caps
+    (base,) = plan.arms
+    others = 11 + 3 * (5 + 2)
+    assert plan.caps["evaluation"] == base.evaluation_mflop * ((5 + 2) + division.ROOM * others)
+
+
+def test_a_proposal_that_is_too_dear_to_evaluate_is_refused(home):
+    """What it may take is set aside for every trial of the search, so that none can take another's."""
+    plan = searches.plan(home, "budget.per_trial=1 PFLOP")
+    wide = {"model.hidden_size": 8 * plan.run.model.hidden_size, "model.n_routed_experts": 32}
+    with pytest.raises(
+        BadInputError, match=f"evaluations take .*{division.ROOM} times those of the dearest arm"
+    ):
+        open_search.price(plan, "p0", wide, charged=False)

@@ -89,9 +89,10 @@ def test_the_plan_answers_what_an_effect_takes(capsys: pytest.CaptureFixture[str
     text = spaced(printed(capsys))
     assert f"to detect 0.004 {found.seeds} seeds per arm (planned: 6)" in text
     assert f"sweep.confirm.replicates={found.seeds}" in text
-    trials = len(plan.arms) * (5 + plan.run.sweep.search.extensions + found.seeds)
+    per_arm = 5 + plan.run.sweep.search.extensions + found.seeds
     paid = found.total_mflop * (1 - plan.run.budget.contingency)  # type: ignore[operator]
-    assert trials * plan.trial_mflop == pytest.approx(paid, abs=2)
+    work = per_arm * sum(plan.trial_mflop + arm.evaluation_mflop for arm in plan.arms)
+    assert work == pytest.approx(paid, abs=2)
     console.plan(plan, detection(plan, 1e-7))
     assert "more seeds than a sweep may have" in spaced(printed(capsys))
     for nonsense in (0.0, -1.0, math.nan, math.inf):

@@ -125,6 +125,26 @@ def test_surplus_of_a_total_is_not_spent(tmp_path: Path) -> None:
     assert plan.caps["search"] + plan.caps["confirm"] == 14 * 2000
 
 
+def test_evaluations_are_paid_beside_training_and_shorten_none_of_it(tmp_path: Path) -> None:
+    few, many = (_plan(tmp_path, f"trainer.evals={evals}") for evals in (1, 3))
+    assert [arm.steps for arm in few.arms] == [arm.steps for arm in many.arms]
+    for plan in (few, many):
+        per_arm = (plan.caps["search"] + plan.caps["confirm"]) // plan.trial_mflop // len(plan.arms)
+        assert plan.caps["evaluation"] == per_arm * sum(arm.evaluation_mflop for arm in plan.arms)
+        assert plan.total_mflop == sum(plan.caps.values())
+        for arm in plan.arms:
+            cost = arm.variant.costs(plan.run.trainer.seq_len).total
+            blocks = plan.run.data.val_tokens // plan.run.trainer.seq_len
+            assert {mflop for _, mflop in arm.evaluations} == {
+                math.ceil(cost.forward_flops * blocks / units.MFLOP)
+            }
+            assert len(arm.evaluations) == plan.run.trainer.evals
+            assert arm.evaluations[-1][0] == arm.steps
+    assert few.fingerprint != many.fingerprint
+    total = f"budget.total={few.total_mflop * units.MFLOP}"
+    assert _plan(tmp_path, "budget.per_trial=null", total, "trainer.evals=1").trial_mflop == few.trial_mflop
+
+
 def test_short_trials_are_warned_about(tmp_path: Path) -> None:
     assert any("no verdict" in warning for warning in _plan(tmp_path).warnings)
 

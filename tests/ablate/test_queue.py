@@ -16,6 +16,7 @@ from ablate.stages import Stage
 from ablate.trials import spec_for
 
 STEPS = 40
+EVALUATION = small_studies.EVALUATION_MFLOP
 
 
 def fill(home: Home, trials: int, **options) -> tuple[str, int]:
@@ -140,12 +141,14 @@ def test_lost_work_is_paid_by_the_contingency_when_it_is_done_again(home):
     assert again.paid_steps == 25
     second = TrialMeter(db.connect(home), name, again, 60)
     second.debit(10, 1)  # its checkpoint held 10 steps
-    held = accounts(home, name, total)
-    assert held["contingency"] == (15 * step, 0, 15 * step)
+    lost = 15 * step + EVALUATION  # that after step 20 with them
+    assert accounts(home, name, total)["contingency"] == (lost, 0, lost)
     second.debit(11, STEPS - 11)
     with db.connect(home).begin() as connection:
         assert queue.finish(connection, again, complete(again), second.computed_steps)
-    assert accounts(home, name, total)["search"] == (STEPS * step, 0, 0), "the phase pays the allowance once"
+    held = accounts(home, name, total)
+    assert held["search"] == (STEPS * step, 0, 0), "the phase pays the allowance once"
+    assert held["evaluation"] == (4 * EVALUATION, 0, 0)
 
 
 def test_stages_of_unequal_cost_are_paid_lost_and_given_back_exactly(home):
@@ -165,12 +168,14 @@ def test_stages_of_unequal_cost_are_paid_lost_and_given_back_exactly(home):
     again = claim(home, name, "w2")
     second = TrialMeter(db.connect(home), name, again, 60)
     second.debit(8, 1)  # steps 8 to 34 were lost, of all three stages
-    lost = 2 * 3 + 20 * 11 + 5 * 7
+    lost = 2 * 3 + 20 * 11 + 5 * 7 + 3 * EVALUATION  # three quarters of the compute end there
     assert accounts(home, name, total)["contingency"] == (lost, 0, lost)
     second.debit(9, 26)
     with db.connect(home).begin() as connection:
         assert queue.give_up(connection, again, 12, "stopped")  # of 35 paid steps 12 are done
-    assert accounts(home, name, total)["search"] == (10 * 3 + 2 * 11, allowance - 10 * 3 - 2 * 11, 0)
+    held = accounts(home, name, total)
+    assert held["search"] == (10 * 3 + 2 * 11, allowance - 10 * 3 - 2 * 11, 0)
+    assert held["evaluation"] == (0, 4 * EVALUATION, 0)
     row = reading.read(name, home, with_verdicts=False).trials[0]
     assert row.charged_mflop == 10 * 3 + 2 * 11 + lost
     assert row.spec.allowance_mflop == allowance
@@ -201,7 +206,12 @@ def test_an_exhausted_contingency_ends_the_trial_and_leaves_the_charge(home):
         failed = queue.failed(again.spec, meter.computed_steps, meter.failure)
         assert queue.finish(connection, again, failed, meter.computed_steps)
     held = accounts(home, name, total)
-    assert held == {"search": (25 * step, 0, 0), "confirm": (0, 0, 0), "contingency": (0, 0, 0)}
+    assert held == {
+        "search": (25 * step, 0, 0),
+        "confirm": (0, 0, 0),
+        "evaluation": (2 * EVALUATION, 0, 0),
+        "contingency": (0, 0, 0),
+    }
     assert result(home, name)[1].reason.startswith("contingency exhausted")
 
 
@@ -257,6 +267,7 @@ def test_poison_ends_after_max_attempts(home):
     assert accounts(home, name, total) == {
         "search": (5 * step, 0, 0),
         "confirm": (0, 0, 0),
+        "evaluation": (0, 0, 0),
         "contingency": (10 * step, 0, 10 * step),
     }
     with db.connect(home).begin() as connection:
@@ -273,5 +284,6 @@ def test_meter_pays_in_chunks_of_half_a_second(home):
         time.sleep(0.02)
     halves = (time.monotonic() - begun) / 0.5
     with engine.begin() as connection:
-        kinds = connection.execute(select(db.ledger.c.kind)).scalars().all()
+        training = db.ledger.c.phase == "search"
+        kinds = connection.execute(select(db.ledger.c.kind).where(training)).scalars().all()
     assert kinds.count("debit") <= 4 + halves, "0.8 s of work in a few transactions"

@@ -113,7 +113,9 @@ def test_the_plan_knows_the_place_and_what_the_other_study_costs(
     whole = planned(f"budget.match={found.currency}")
     both = [(own, whole.arm(own.name)) for own in plan.arms]
     assert found.cost_mflop == sum(
-        7 * other.steps * other.step_mflop for own, other in both if own.steps != other.steps
+        7 * (other.steps * other.step_mflop + other.evaluation_mflop)
+        for own, other in both
+        if own.steps != other.steps
     )
     points = [
         [

@@ -139,7 +139,7 @@ def test_the_page_says_what_won_by_how_much_and_what_speaks_against_it(view: Stu
 
 def test_the_ledger_adds_up_on_the_page(view: StudyView, whole):
     rows = {row[0]: row[1:] for row in whole[1].tables["Compute by phase"][1:]}
-    assert list(rows) == ["search", "confirm", "contingency", "all"]
+    assert list(rows) == ["search", "confirm", "evaluation", "contingency", "all"]
     for account in view.accounts:
         cap, useful, again, reserved, rest, used = (amount(cell) for cell in rows[account.phase])
         assert cap == pytest.approx(account.cap * 1e6, rel=5e-3)

@@ -37,7 +37,7 @@ def test_a_study_from_plan_to_done(home):
         (i, a) for i in (0, 1) for a in ("dense", "csa")
     ]
     assert {r.spec.lr for r in confirm} == {3e-3}, "the tuned rate"
-    assert all(r.charged_mflop == plan.trial_mflop for r in view.trials)
+    assert all(r.charged_mflop == plan.trial_mflop + r.spec.evaluation_mflop for r in view.trials)
     accounts = {a.phase: a for a in view.accounts}
     assert accounts["search"].spent == 10 * plan.trial_mflop, "extensions nobody needed stay unspent"
     assert accounts["search"].cap == 14 * plan.trial_mflop
@@ -130,7 +130,12 @@ def test_results_are_found_again_by_fingerprint(home):
     assert all(r.reused_from == "engine-first" and r.charged_mflop == 0 for r in reused)
     assert all(r.result == same[r.spec.fingerprint].result for r in reused)
     accounts = {a.phase: a.spent for a in view.accounts}
-    assert accounts == {"search": 5 * first.trial_mflop, "confirm": 2 * first.trial_mflop, "contingency": 0}
+    assert accounts == {
+        "search": 5 * first.trial_mflop,
+        "confirm": 2 * first.trial_mflop,
+        "evaluation": 7 * first.arms[0].evaluation_mflop,
+        "contingency": 0,
+    }
     assert len([k for _, k, _ in view.events if k == "reused"]) == len(reused)
     assert len(mirror(home, second.study).trials) == 15, "Optuna hears of reused trials too"
     third = small_studies.plan("engine-third", data="other data")

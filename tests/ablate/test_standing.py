@@ -28,7 +28,7 @@ def test_time_left_is_work_over_the_rate_of_all_workers() -> None:
     view = study_views.view("running", 40)
     ended = [row for row in view.trials if row.result]
     seconds = sum((row.ended_at or 0) - (row.started_at or 0) for row in ended)
-    per_worker = sum(row.charged_mflop for row in ended) / seconds
+    per_worker = sum(row.charged_mflop - row.evaluation_mflop for row in ended) / seconds
     confirm = next(account for account in view.accounts if account.phase == "confirm")
     assert len(view.workers) == 2
     assert standing.seconds_left(view) == pytest.approx((confirm.cap - confirm.spent) / (2 * per_worker))
@@ -38,7 +38,7 @@ def test_time_left_before_anything_has_ended() -> None:
     view = study_views.view("running", 0)
     points = [row.progress for row in view.trials if row.progress]
     rate = sum(p.mflop for p in points) / sum(p.seconds for p in points)
-    left = sum(a.cap - a.spent for a in view.accounts if a.phase != "contingency")
+    left = sum(a.cap - a.spent for a in view.accounts if a.phase in ("search", "confirm"))
     assert standing.seconds_left(view) == pytest.approx(left / (2 * rate))
     idle = dataclasses.replace(view, trials=())
     assert standing.seconds_left(idle) == view.plan.estimated_seconds

@@ -73,7 +73,7 @@ def children():
     return [p for p in psutil.Process().children(recursive=True) if FAKE in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_sigkill_of_a_worker_mid_trial(home, workers):
     plan = small_studies.plan(workers=workers, extensions=0)
 
@@ -85,11 +85,13 @@ def test_sigkill_of_a_worker_mid_trial(home, workers):
     check(home, plan)
     spent = {a.phase: a.spent for a in view.accounts}
     assert (spent["search"], spent["confirm"]) == (10 * plan.trial_mflop, 4 * plan.trial_mflop)
+    evaluating = small_studies.EVALS * small_studies.EVALUATION_MFLOP
+    assert spent["evaluation"] == plan.caps["evaluation"] == 14 * evaluating
     assert 0 < spent["contingency"] < plan.trial_mflop
     assert sum(spent.values()) <= plan.total_mflop
     retried = [r for r in view.trials if r.attempts > 1]
     assert len(retried) == 1
-    assert retried[0].charged_mflop == plan.trial_mflop + spent["contingency"]
+    assert retried[0].charged_mflop == plan.trial_mflop + evaluating + spent["contingency"]
     clean = Home(home.root / "clean")
     study.create(plan, clean)
     expected = {r.number: r.result.tokens_hash for r in finish(clean, plan).trials}
@@ -117,7 +119,7 @@ def test_ctrl_c_settles_and_resume_goes_on(home, capsys):
     view = runner(home, plan, seconds="0").run()
     assert view.state == "done"
     assert {a.phase: a.spent for a in view.accounts}["contingency"] == 0, "a clean stop wastes nothing"
-    assert all(r.charged_mflop == plan.trial_mflop for r in view.trials)
+    assert all(r.charged_mflop == plan.trial_mflop + r.spec.evaluation_mflop for r in view.trials)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_can_be_resumed(home):

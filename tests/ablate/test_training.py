@@ -7,17 +7,20 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import variants
 from safetensors.torch import load_file
 
-from ablate import checkpoint, data, optimization, schema, training
+from ablate import checkpoint, curriculum, data, optimization, schema, training
 from ablate.data import Corpus
 from ablate.errors import StopTraining, Superseded
+from ablate.evaluation import Evaluation
 from ablate.home import Home
 from ablate.records import Point, TrialSpec
+from ablate.stages import Staged
 from ablate.variant import Variant
 from components.router.hash import HashRouter, make_table
 
@@ -89,6 +92,8 @@ def _spec(
     seed: int = 3,
     steps: int = STEPS,
     optimizer: str = "adamw",
+    evals: int = 3,
+    precision: str = "32-true",
     **changes: object,
 ) -> TrialSpec:
     run = variants.make_run(vocab_size=corpus.vocab_size, **changes)
@@ -96,11 +101,19 @@ def _spec(
         run,
         data=dataclasses.replace(run.data, val_tokens=512),
         optimizer=schema.Optimizer(optimizer, lr=lr),
-        trainer=schema.Trainer(device="cpu", seq_len=32, batch_size=2, evals=3, checkpoint_seconds=1e9),
+        trainer=schema.Trainer(
+            device="cpu",
+            precision=precision,
+            seq_len=32,
+            batch_size=2,
+            evals=evals,
+            checkpoint_seconds=1e9,
+        ),
     )
-    cost = Variant.from_run(run).costs(32).total
+    variant = Variant.from_run(run)
+    trained = Staged(steps=steps, step_mflop=-(-variant.costs(32).total.train_flops * 2 // 10**6))
     return TrialSpec(
-        fingerprint=f"{seed} {lr} {steps} {optimizer} {changes}",
+        fingerprint=f"{seed} {lr} {steps} {optimizer} {precision} {changes}",
         arm="v4",
         phase="confirm",
         replicate=0,
@@ -108,7 +121,8 @@ def _spec(
         lr=lr,
         run=schema.to_dict(run),
         steps=steps,
-        step_mflop=-(-cost.train_flops * 2 // 10**6),
+        step_mflop=trained.step_mflop,
+        evaluations=curriculum.evaluations(run, variant, trained),
         data_fingerprint=corpus.fingerprint,
     )
 
@@ -198,6 +212,48 @@ def test_divergence_ends_a_trial_early_with_a_reason(corpus: Corpus, tmp_path: P
     assert len(purse.paid) == result.steps < 200
     assert "step" in result.reason
     assert not list(tmp_path.glob("step-*"))
+
+
+def test_every_evaluation_that_is_paid_is_done_and_no_other(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paid with the steps that they follow, also with the one at which a trial diverges."""
+    done: list[int] = []
+    real = training.evaluate
+
+    def counted(*arguments: Any) -> Evaluation:
+        done.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", counted)
+    spec = _spec(corpus)
+    training.train(spec, corpus, tmp_path / "parts", Purse(stop_before=7))
+    training.train(spec, corpus, tmp_path / "parts", Purse())
+    assert len(done) == len(spec.evaluations) == 3
+    done.clear()
+    spec = _spec(corpus, lr=1e4, steps=200, evals=100)
+    result = training.train(spec, corpus, tmp_path / "diverging", Purse())
+    assert result.outcome == "diverged"
+    assert result.steps in dict(spec.evaluations)
+    assert sum(mflop for _, mflop in spec.evaluations[: len(done)]) == spec.evaluated(result.steps)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_any_precision_trains_on_the_same_tokens_and_resumes_bit_identically(
+    precision: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    spec = _spec(corpus, precision=precision)
+    whole = training.train(spec, corpus, tmp_path / "whole", Purse())
+    assert whole.outcome == "complete"
+    assert whole.val_loss is not None
+    assert whole.val_loss < math.log(corpus.vocab_size)
+    assert whole.tokens_hash == training.train(_spec(corpus), corpus, tmp_path / "32", Purse()).tokens_hash
+    for stop in (1, 7):
+        training.train(spec, corpus, tmp_path / "parts", Purse(stop_before=stop))
+    done = training.train(spec, corpus, tmp_path / "parts", Purse())
+    assert done.val_loss == whole.val_loss
+    assert [p.train_loss for p in done.curve] == [p.train_loss for p in whole.curve]
+    assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
 
 
 def test_a_superseded_attempt_writes_nothing(corpus: Corpus, tmp_path: Path) -> None:
