@@ -40,13 +40,12 @@ def runner(home, plan, observer=lambda _: None, seconds="0.01"):
 
 
 def when(condition, action):
-    """An observer that acts once, when the study first fits the condition."""
+    """An observer that acts when the study first fits the condition, and again while the action finds it too late."""
     done = []
 
     def observe(view):
-        if not done and condition(view):
+        if not done and condition(view) and action(view) is not False:
             done.append(view)
-            action(view)
 
     return observe
 
@@ -60,9 +59,14 @@ def busy(view):
     return bool(amid(view))
 
 
-def its_process(view):
-    """Of the worker that runs one of these trials."""
-    return next(pid for _, pid, trial, _ in view.workers.values() if trial in amid(view))
+def stop_amid(view, home):
+    """Stop the worker that runs one of these trials; its process, or False where it has come to another meanwhile."""
+    number, pid = next((trial, pid) for _, pid, trial, _ in view.workers.values() if trial in amid(view))
+    freeze(pid, home)
+    if number in amid(study.view(view.plan.study, home)):
+        return pid
+    os.kill(pid, signal.SIGCONT)
+    return False
 
 
 def stuck(view):
@@ -78,7 +82,8 @@ def test_sigkill_of_a_worker_mid_trial(home, workers):
     plan = small_studies.plan(workers=workers, extensions=0)
 
     def kill(view):
-        os.kill(its_process(view), signal.SIGKILL)
+        pid = stop_amid(view, home)
+        return pid and os.kill(pid, signal.SIGKILL)
 
     view = runner(home, plan, when(busy, kill), "0.02").run()
     assert view.state == "done"
@@ -151,11 +156,7 @@ def test_sigterm_stops_with_a_checkpoint(home):
 
 def test_a_hung_worker_loses_its_trial_and_is_replaced(home):
     plan = small_studies.plan(workers=1, extensions=0, lease=1.0)
-
-    def stop(view):
-        freeze(its_process(view), home)
-
-    view = runner(home, plan, when(busy, stop), "0.02").run()
+    view = runner(home, plan, when(busy, lambda view: stop_amid(view, home)), "0.02").run()
     assert view.state == "done"
     assert any("no progress" in text for _, kind, text in view.events if kind == "lost")
     assert not children()
