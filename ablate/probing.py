@@ -7,7 +7,8 @@ from ablate import alarms, diagnosis, schema
 from ablate.data import Validation
 from ablate.model import LanguageModel
 from ablate.raised_alarm import RaisedAlarm
-from ablate.records import Point, TrialSpec
+from ablate.records import Point
+from ablate.specs import TrialSpec
 from components.watching import watching
 
 
@@ -22,7 +23,7 @@ class Probe:
     ) -> None:
         self._model, self._held, self._spec = model, held, spec
         self._rows = diagnosis.probe_rows(trainer, len(held.inputs))
-        evaluations = sorted(spec.reached(trainer.evals))
+        evaluations = [step for step, _ in spec.evaluations]
         self._steps = {
             step
             for i, step in enumerate(evaluations, start=1)

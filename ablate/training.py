@@ -296,8 +296,8 @@ class _Driver(Callback):
         if found is not None:
             self.last = found
             self._refuse_divergence(self.last.loss)
-            found = trial.probe.after_step(trial.step, trainer.precision_plugin.forward_context)
-            trial.curve.append(dataclasses.replace(self._point(trainer, self.last.loss), diagnostics=found))
+            seen = trial.probe.after_step(trial.step, trainer.precision_plugin.forward_context)
+            trial.curve.append(dataclasses.replace(self._point(trainer, self.last.loss), diagnostics=seen))
             for alarm in trial.probe.alarms(trial.curve):
                 if alarm.since == trial.step:
                     self._meter.note(f"alarm {alarm.metric} at step {trial.step}: {alarm.text}")

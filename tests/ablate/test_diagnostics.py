@@ -12,12 +12,14 @@ import study_views
 import torch
 import variants
 
-from ablate import console, data, diagnosis, report, schema, stored, training
+from ablate import console, curriculum, data, diagnosis, report, schema, stored, training
 from ablate.data import Corpus
 from ablate.home import Home
 from ablate.model import Block, LanguageModel, initialise
 from ablate.raised_alarm import RaisedAlarm
-from ablate.records import Point, StudyView, TrialResult, TrialSpec
+from ablate.records import Point, StudyView, TrialResult
+from ablate.specs import TrialSpec
+from ablate.stages import Staged
 from ablate.variant import Variant
 from components.slots import Component
 from components.watching import watching
@@ -63,7 +65,9 @@ def spec(
             device="cpu", seq_len=LENGTH, batch_size=4, evals=2, checkpoint_seconds=1e9, **(trainer or {})
         ),
     )
-    cost = Variant.from_run(run).costs(LENGTH).total
+    variant = Variant.from_run(run)
+    step_mflop = -(-variant.costs(LENGTH).total.train_flops * 4 // 10**6)
+    trained = Staged(steps=steps, step_mflop=step_mflop)
     return TrialSpec(
         fingerprint=f"{steps} {trainer} {changes}",
         arm="v4",
@@ -73,7 +77,8 @@ def spec(
         lr=5e-3,
         run=schema.to_dict(run),
         steps=steps,
-        step_mflop=-(-cost.train_flops * 4 // 10**6),
+        step_mflop=step_mflop,
+        evaluations=curriculum.evaluations(run, variant, trained),
         data_fingerprint=corpus.fingerprint,
     )
 

@@ -59,16 +59,19 @@ def measure(steps: int, overrides: list[str], folder: Path) -> dict[str, Any]:
     """Train once; seconds of training and of each part of the probes, and what was found."""
     import dataclasses
 
-    from ablate import config, data, diagnosis, runtime, schema, training
+    from ablate import config, curriculum, data, diagnosis, runtime, schema, training
     from ablate.home import Home
-    from ablate.records import TrialSpec
+    from ablate.specs import TrialSpec
+    from ablate.stages import Staged
     from ablate.variant import Variant
 
     run = config.load(overrides, require_sweep=False)
     runtime.prepare(run.launcher.threads or 1)
     corpus = data.prepare(run.data, Home(folder))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=corpus.vocab_size))
-    cost = Variant.from_run(run).costs(run.trainer.seq_len).total
+    variant = Variant.from_run(run)
+    flops = variant.costs(run.trainer.seq_len).total.train_flops * run.trainer.batch_size
+    trained = Staged(steps=steps, step_mflop=-(-flops // 10**6))
     spec = TrialSpec(
         fingerprint="share",
         arm="",
@@ -79,7 +82,8 @@ def measure(steps: int, overrides: list[str], folder: Path) -> dict[str, Any]:
         run=schema.to_dict(run),
         data_fingerprint=corpus.fingerprint,
         steps=steps,
-        step_mflop=-(-cost.train_flops * run.trainer.batch_size // 10**6),
+        step_mflop=trained.step_mflop,
+        evaluations=curriculum.evaluations(run, variant, trained),
     )
     timed = Timed(diagnosis, ["weights", "diagnose", "update_ratios", "effective_context"])
     result = training.train(spec, corpus, folder / "trial", Free())
