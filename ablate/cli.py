@@ -132,12 +132,12 @@ def worker(
 
 @app.command()
 def status(study: StudyName = None, home: HomeOption = None, as_json: AsJson = False) -> None:
-    """Where a study stands: arms so far, compute spent, workers, events."""
-    from ablate import console
+    """Where a study stands: arms so far, alarms, compute spent, workers, events."""
+    from ablate import alarms, console
 
     view = view_study(study, home)
     if as_json:
-        print_json(jsonable(view))
+        print_json({**jsonable(view), "alarms": jsonable(alarms.of_study(view))})
     else:
         console.status(view)
 

@@ -1,4 +1,4 @@
-"""Validation-out loss of a model, and the diagnostics that its components return on the way."""
+"""Loss of a model on held-out text."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,11 +18,10 @@ TOKENS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss in nats per token and bits per byte, and the mean of every `diag/…` scalar over the text."""
+    """Loss in nats per token and bits per byte."""
 
     loss: float
     bpb: float
-    diagnostics: dict[str, float]
 
 
 @torch.no_grad()
@@ -39,22 +38,15 @@ def evaluate(
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
-    sums: dict[str, Tensor] = {}
-    rows = 0
     for inputs, labels, documents in _batches(held, model.head.device):
         with context():
             out = model(inputs, labels, documents if held.separate else None)
         assert out.loss is not None
         total += out.loss.double().cpu() * int((labels != LEFT_OUT).sum())
-        for key, value in out.aux.items():
-            if key.startswith("diag/"):
-                sums[key] = sums.get(key, torch.zeros(())) + value.detach().float().cpu() * len(inputs)
-        rows += len(inputs)
     model.train(was_training)
     return Evaluation(
         loss=float(total) / held.counted,
         bpb=float(total) / math.log(2) / held.bytes,
-        diagnostics={key: float(value) / rows for key, value in sums.items()},
     )
 
 

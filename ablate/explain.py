@@ -15,6 +15,7 @@ from ablate import pricing, units
 from ablate.pricing import Price
 from ablate.schema import Run
 from components.registry import Entry
+from components.slots import Registered
 from components.spec import Range, search_space
 
 
@@ -40,6 +41,8 @@ def component(entry: Entry, run: Run, seq_len: int) -> tuple[dict[str, Any], Ren
             for f in dataclasses.fields(entry.cls.Config)
         },
         "cost": facts(price, run, seq_len),
+        "diagnostics": dict(entry.cls.diagnostics),
+        "alarms": [dataclasses.asdict(alarm) for alarm in entry.cls.alarms],
     }
     parts: list[RenderableType] = [
         Text.assemble((f"{entry.slot}/{entry.name}", "bold"), "  ", (entry.source, "dim")),
@@ -51,7 +54,20 @@ def component(entry: Entry, run: Run, seq_len: int) -> tuple[dict[str, Any], Ren
     ]
     if entry.cls.uses:
         parts.append(Text(f"uses the slots: {', '.join(entry.cls.uses)}, which are priced by themselves"))
+    if entry.cls.diagnostics:
+        parts += [Text(), _diagnostics(entry.cls)]
     return data, Group(*parts)
+
+
+def _diagnostics(cls: type[Registered]) -> Table:
+    """What is measured while the component is watched, and when that means that it is broken."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("diagnostic", "says", "alarm"):
+        table.add_column(column, no_wrap=column == "diagnostic")
+    for name, says in cls.diagnostics.items():
+        alarms = [f"{alarm.bounds}: {alarm.why}" for alarm in cls.alarms if alarm.metric == name]
+        table.add_row(*map(Text, (name, says, "; ".join(alarms))))
+    return table
 
 
 def facts(price: Price | None, run: Run, seq_len: int) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from ablate.variant import Variant
 from components.cache import Cache, CannotDecodeError
 from components.documents import Documents
 from components.functional import cross_entropy
+from components.residual.watch import Streams
 from components.slots import FFN, Attention, Aux, Component, Norm, PostNorm, Residual
 from components.spec import Layer, Site
 
@@ -59,11 +60,17 @@ class Block(nn.Module):
         state: Float[Tensor, "b s n d"],
         token_ids: Int[Tensor, "b s"],
         documents: Documents | None = None,
+        streams: Streams | None = None,
     ) -> tuple[Float[Tensor, "b s n d"], Aux]:
-        """The next residual state, and what the branches returned beside it."""
+        """The next residual state, and what the branches returned beside it.
+
+        Args:
+            streams: what became of the streams before this layer, where they are watched.
+        """
         attention = self.attention if documents is None else partial(documents.each, self.attention)
-        state, attention_aux, ffn_aux = self._sites(state, token_ids, attention)
-        return state, self._named("attention", attention_aux) | self._named("ffn", ffn_aux)
+        state, attention_aux, aux = self._sites(state, token_ids, attention, streams)
+        aux = self._named("attention", attention_aux) | aux
+        return state, aux | self._named("residual", streams.diagnose(state)) if streams else aux
 
     def step(
         self, state: Float[Tensor, "b s n d"], token_ids: Int[Tensor, "b s"], cache: Cache | None
@@ -77,13 +84,29 @@ class Block(nn.Module):
         state: Float[Tensor, "b s n d"],
         token_ids: Int[Tensor, "b s"],
         attention: Callable[[Tensor], tuple[Tensor, T]],
+        streams: Streams | None = None,
     ) -> tuple[Float[Tensor, "b s n d"], T, Aux]:
         x, carry = self.attention_residual.read(state)
         y, beside = attention(self.attention_norm(x))
+        seen = self._watch("attention", state, y, carry, streams)
         state = self.attention_residual.write(state, self.attention_post_norm(y), carry)
         x, carry = self.ffn_residual.read(state)
         y, aux = self.ffn(self.ffn_norm(x), token_ids)
-        return self.ffn_residual.write(state, self.ffn_post_norm(y), carry), beside, aux
+        seen |= self._watch("ffn", state, y, carry, streams)
+        state = self.ffn_residual.write(state, self.ffn_post_norm(y), carry)
+        return state, beside, self._named("ffn", aux) | seen
+
+    def _watch(self, branch: str, state: Tensor, y: Tensor, carry: Any, streams: Streams | None) -> Aux:
+        """Diagnostics of one of the two sites, where they are asked for: its own, and of the branch's output."""
+        residual: Residual = getattr(self, f"{branch}_residual")
+        if not residual.watched:
+            return {}
+        if streams is not None:
+            streams.pass_through(residual, carry)
+        own = residual.diagnose(state, carry)
+        size = y.detach().float()
+        output = {"diag/output_rms": size.square().mean().sqrt(), "diag/output_max": size.abs().amax()}
+        return self._named(f"{branch}_residual", own) | self._named(branch, output)
 
     def _named(self, branch: str, aux: Aux) -> Aux:
         """`diag/max_vio` becomes `diag/layers.3/ffn/max_vio`."""
@@ -119,6 +142,7 @@ class LanguageModel(nn.Module):
             ],
         )
         modules = [module for module in self.modules() if module is not self]
+        self.watched = False
         self._stepping: list[Any] = [m for m in modules if callable(getattr(m, "after_step", None))]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -159,8 +183,9 @@ class LanguageModel(nn.Module):
         documents = None if doc_ids is None else Documents.of(doc_ids)
         state = self._embed(input_ids)
         aux: Aux = {}
+        streams = Streams(state) if self.watched and self.streams > 1 else None
         for layer in self.layers:
-            state, more = layer(state, input_ids, documents)
+            state, more = layer(state, input_ids, documents, streams)
             aux |= more
         hidden = self.collapse(state)
         logits = F.linear(self.norm(hidden), self.head)

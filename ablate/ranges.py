@@ -76,6 +76,8 @@ BOUNDS: dict[str, Bound] = {
     "trainer.seq_len": Bound(low=2),
     "trainer.batch_size": _COUNT,
     "trainer.evals": _COUNT,
+    "trainer.probe_tokens": _SIZE,
+    "trainer.probe_every": _COUNT,
     "trainer.checkpoint_seconds": _POSITIVE,
     "trainer.checkpoint_steps": _SIZE,
     "sweep.resolution": Bound(low=3, high=11),

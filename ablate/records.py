@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from ablate.raised_alarm import RaisedAlarm
 from ablate.schema import Run
 from ablate.searched import Searched
 from ablate.second_reading import Reading
@@ -151,6 +152,8 @@ class Point:
     lr: float
     train_loss: float | None = None
     val_loss: float | None = None
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    """Of the probe that followed the evaluation, by name `diag/…`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +179,7 @@ class TrialResult:
     tokens_hash: str = ""
     curve: tuple[Point, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+    alarms: tuple[RaisedAlarm, ...] = ()
     reason: str = ""
 
 

@@ -183,6 +183,10 @@ class Trainer:
     """Sequences per optimizer step."""
     evals: int = 8
     """Evaluations per trial, at equal shares of its allowance; the last one is the result."""
+    probe_tokens: int = 1024
+    """Held-out tokens on which components are asked for all their diagnostics; 0 means never."""
+    probe_every: int = 1
+    """Evaluations from one probe to the next; the last evaluation has one whatever the interval."""
     curriculum: list[dict[str, Any]] = field(default_factory=list)
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int = 0

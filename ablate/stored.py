@@ -9,6 +9,7 @@ from typing import Any
 
 from ablate import schema
 from ablate.errors import BadInputError
+from ablate.raised_alarm import RaisedAlarm
 from ablate.records import ArmPlan, Plan, Point, Speed, TrialResult, TrialSpec
 from ablate.stages import Stage
 from ablate.variant import Variant
@@ -117,7 +118,11 @@ def result_from_text(text: str) -> TrialResult:
     """Inverse of `result_to_text`."""
     with _readable("result"):
         values = json.loads(text)
-        return TrialResult(**{**values, "curve": tuple(Point(**point) for point in values["curve"])})
+        parts = {
+            "curve": tuple(Point(**point) for point in values["curve"]),
+            "alarms": tuple(RaisedAlarm(**alarm) for alarm in values.get("alarms", ())),
+        }
+        return TrialResult(**{**values, **parts})
 
 
 def point_to_text(point: Point) -> str:

@@ -157,6 +157,7 @@ def _trial(view: StudyView, row: TrialRow, params: Mapping[str, str]) -> RunCont
             "cost/evaluation_mflop": row.evaluation_mflop,
             "cost/charged_mflop": row.charged_mflop,
             "cost/seconds": result.seconds,
+            "alarms": len(result.alarms),
             **result.metrics,
         }
     metrics += _at_zero(values, _milliseconds(view.created_at))
@@ -304,6 +305,8 @@ def _curve(view: StudyView, row: TrialRow) -> Iterator[Metric]:
         ):
             if kept and value is not None and math.isfinite(value):
                 yield Metric(key=key, value=float(value), step=step, timestamp=stamp)
+        for key, value in point.diagnostics.items():
+            yield Metric(key=_param_name(f"curve/{key}"), value=value, step=step, timestamp=stamp)
 
 
 def _at_zero(values: Mapping[str, float | None], timestamp: int) -> list[Metric]:

@@ -4,6 +4,7 @@ Lightning drives the steps. Payment, evaluation, checkpoints and the learning ra
 so a trial that is stopped and resumed computes what an undisturbed one does, bit for bit on a CPU.
 """
 
+import dataclasses
 import hashlib
 import logging
 import math
@@ -22,6 +23,7 @@ from ablate.data import Batch, Corpus
 from ablate.errors import StopTraining
 from ablate.evaluation import Evaluation, evaluate
 from ablate.model import LanguageModel, initialise
+from ablate.probing import Probe
 from ablate.records import EPOCHS, Meter, Outcome, Point, TrialResult, TrialSpec
 from ablate.variant import Variant
 
@@ -89,8 +91,10 @@ class _Trial(LightningModule):
         self.spec, self.run, self.corpus = spec, run, corpus
         self.model = LanguageModel(variant)
         initialise(self.model, spec.seed)
-        self.model.prepare(corpus.token_counts)
         self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens, run.data.document_mask)
+        self.probe = Probe(self.model, self.held, spec, run.trainer)
+        with self.probe.watching():
+            self.model.prepare(corpus.token_counts)
         self.step = 0
         self.seconds = 0.0
         self.tokens_hash = ""
@@ -236,8 +240,9 @@ class _Trial(LightningModule):
             curve=tuple(self.curve),
             metrics={
                 EPOCHS: self.corpus.epochs(self.step, settings.batch_size, settings.seq_len),
-                **(last.diagnostics if last is not None else {}),
+                **next((point.diagnostics for point in reversed(self.curve) if point.diagnostics), {}),
             },
+            alarms=self.probe.alarms(self.curve),
             reason=reason,
         )
 
@@ -272,6 +277,7 @@ class _Driver(Callback):
         share = optimization.rate(progress, trial.run.optimizer)
         optimization.set_rate(trainer.optimizers[0], share)
         trial.model.mtp.decaying(optimization.decays(progress, trial.run.optimizer))
+        trial.probe.before_step(trial.step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -290,7 +296,11 @@ class _Driver(Callback):
         if found is not None:
             self.last = found
             self._refuse_divergence(self.last.loss)
-            trial.curve.append(self._point(trainer, self.last.loss))
+            seen = trial.probe.after_step(trial.step, trainer.precision_plugin.forward_context)
+            trial.curve.append(dataclasses.replace(self._point(trainer, self.last.loss), diagnostics=seen))
+            for alarm in trial.probe.alarms(trial.curve):
+                if alarm.since == trial.step:
+                    self._meter.note(f"alarm {alarm.metric} at step {trial.step}: {alarm.text}")
             trial.since, trial.counted = torch.zeros(()), 0
             self._meter.progress(trial.curve[-1])
         elif trial.step % self._look == 0:

@@ -69,9 +69,18 @@ class Documents:
             for key, value in aux.items():
                 found.setdefault(key, []).append((value, real.sum()))
         y = torch.cat(outputs).index_select(0, self.places).view_as(x)
-        return y, {key: _weighted(values) for key, values in found.items()}
+        return y, {
+            key: (_known if key.startswith("diag/") else _weighted)(values) for key, values in found.items()
+        }
 
 
 def _weighted(values: list[tuple[Tensor, Tensor]]) -> Tensor:
     total = torch.stack([count for _, count in values]).sum()
     return torch.stack([value * count for value, count in values]).sum() / total
+
+
+def _known(values: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The same over what is a number: a diagnostic may have nothing to say of short documents."""
+    return _weighted(
+        [(torch.where(value.isnan(), 0.0, value), count * ~value.isnan()) for value, count in values]
+    )

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.cache import Cache, CannotDecodeError
-from components.spec import Cost, NoOptions, Site
+from components.spec import Alarm, Cost, NoOptions, Site
 
 Aux = dict[str, Tensor]
 """Scalar auxiliary losses (`loss/…`) and diagnostics (`diag/…`), returned and never hidden in a module."""
@@ -34,6 +34,10 @@ class Registered(ABC):
     """Slots whose built instances the constructor takes as keyword arguments of the same names."""
 
     Config: ClassVar[type] = NoOptions
+    diagnostics: ClassVar[Mapping[str, str]] = {}
+    """What it returns as `diag/…` while watched, and what each says."""
+    alarms: ClassVar[tuple[Alarm, ...]] = ()
+    """When these mean that it is broken."""
 
 
 class Component(nn.Module, Registered):
@@ -47,6 +51,9 @@ class Component(nn.Module, Registered):
     wide: tuple[str, ...] = ()
     """Matrices of this module that a cast of the model to half precision leaves in 32 bits, as it leaves all
     vectors (norms, biases, gates, sinks): small updates of them would round away. Inner modules declare theirs."""
+    watched: bool = False
+    """Whether to return all diagnostics, whatever they cost (`components/watching.py`). What else is returned stays
+    the same to the last bit, and no gradient passes through them."""
     causal: ClassVar[bool] = True
     """Whether no output depends on later tokens. An entry for which it does not hold must declare it, and warn."""
 
@@ -326,7 +333,16 @@ class Residual(Component):
     def write(
         self, state: Float[Tensor, "b s n d"], y: Float[Tensor, "b s d"], carry: Any
     ) -> Float[Tensor, "b s n d"]:
-        """The next state, given the branch's output."""
+        """The next state, given the branch's output, which it is linear in together with `state`."""
+
+    def diagnose(self, state: Float[Tensor, "b s n d"], carry: Any) -> Aux:
+        """Diagnostics of one site, asked for while `watched`, beside those of all streams (`residual/watch.py`).
+
+        Args:
+            state: what `read` was given.
+            carry: what it returned.
+        """
+        return {}
 
 
 class MTP(Component):

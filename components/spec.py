@@ -104,6 +104,41 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alarm:
+    """When a diagnostic means that something is broken, rather than good or bad.
+
+    Attributes:
+        metric: the diagnostic by the last part of its name, such as `max_vio`.
+        above, below: bounds beyond which it is; one of them, or both.
+        why: what is broken then, to be read after the value.
+        source: where the bound is from.
+        after: share of a trial's compute that must be over before it is judged; until then a component may be
+            as untrained as it starts.
+        everywhere: whether all layers that report the metric have to be beyond the bound.
+    """
+
+    metric: str
+    above: float | None = None
+    below: float | None = None
+    why: str
+    source: str
+    after: float = 0.5
+    everywhere: bool = False
+
+    @property
+    def bounds(self) -> str:
+        """In words."""
+        sides = (("above", self.above), ("below", self.below))
+        return " or ".join(f"{side} {bound:g}" for side, bound in sides if bound is not None)
+
+    def beyond(self, value: float) -> bool:
+        """Whether that value means trouble."""
+        return (self.above is not None and value > self.above) or (
+            self.below is not None and value < self.below
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
     """Search range of one scalar option; library-neutral."""
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ablate import standing, tracking, units
+from ablate import alarms, standing, tracking, units
 from ablate.errors import AblateError, BadInputError
 from ablate.home import Home
 from ablate.jsonable import jsonable
@@ -121,7 +121,8 @@ class Pages:
 
     def data(self, request: Request) -> Response:
         """The whole reading as JSON; numbers that are not finite are null."""
-        return JSONResponse(jsonable(self._view(request)))
+        view = self._view(request)
+        return JSONResponse({**jsonable(view), "alarms": jsonable(alarms.of_study(view))})
 
     def figure(self, request: Request) -> Response:
         """A Plotly figure as JSON."""
@@ -187,6 +188,7 @@ class Pages:
             "view": view,
             "arms": lines,
             "basis": basis,
+            "alarms": alarms.of_study(view),
             "axis": standing.axis(lines),
             "counts": standing.counts(view),
             "spent": standing.spent(view),

@@ -140,6 +140,7 @@ def _curve(final: float, steps: int, upto: int, step_mflop: int, lr: float) -> t
                 lr=lr,
                 train_loss=value + 0.03 * math.sin(i),
                 val_loss=value if i % 5 == 0 else None,
+                diagnostics={"diag/layers.0/ffn/max_vio": 1 / i} if i % 5 == 0 else {},
             )
         )
     return tuple(points)

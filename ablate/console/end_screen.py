@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ablate import standing, units
+from ablate import alarms, standing, units
 from ablate.console import effects_screen, parts, search_screen, standing_parts
 from ablate.records import StudyView, Verdict
 from ablate.standing import ArmStanding
@@ -39,6 +39,7 @@ def final(view: StudyView, links: dict[str, str]) -> None:
         console.print(parts.heading("No verdicts: arms so far"))
         console.print(standing_parts.arms_table(view, lines, console.width))
         console.print(Text(f"ranked by {basis}", style="dim"))
+    raised(console, view)
     if view.search is not None:
         search_screen.search(console, view.search)
     console.print(parts.heading("Compute"))
@@ -107,6 +108,17 @@ def caveats(console: Console, verdicts: Iterable[Verdict]) -> None:
         line = Text().append(parts.words(caveat.id), style="bold red" if caveat.blocks else "yellow")
         line.append(" forbids a verdict: " if caveat.blocks else ": ").append(parts.words(caveat.text))
         console.print(line.append(f" ({', '.join(dict.fromkeys(arms[caveat.id]))})", style="dim"))
+
+
+def raised(console: Console, view: StudyView) -> None:
+    """A line per arm and diagnostic that says that something is broken."""
+    found = alarms.of_study(view)
+    if not found:
+        return
+    console.print(parts.heading("Alarms"))
+    for alarm in found:
+        line = Text().append(alarm.id, style="bold red").append(f" {parts.words(alarm.text)}", "default")
+        console.print(line.append(f" ({parts.words(alarm.arm)}, {alarm.count})", style="dim"))
 
 
 def _trouble(console: Console, view: StudyView) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from ablate import registration, schema
+from ablate import alarms, registration, schema
 from ablate.jsonable import jsonable
 from ablate.records import StudyView
 from ablate.report.table import Table
@@ -24,6 +24,7 @@ def to_json(view: StudyView, contrasts: Table) -> str:
         "verdicts": [dataclasses.asdict(verdict) for verdict in view.verdicts],
         "effects": dataclasses.asdict(view.effects) if view.effects else None,
         "search": dataclasses.asdict(view.search) if view.search else None,
+        "alarms": [dataclasses.asdict(alarm) for alarm in alarms.of_study(view)],
         "contrasts": list(contrasts.rows),
         "lr_curves": [dataclasses.asdict(curve) for curve in view.lr_curves],
         "accounts": [dataclasses.asdict(account) for account in view.accounts],

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ablate import registration
+from ablate import alarms, registration
 from ablate.records import StudyView
 from ablate.report import contents, effects_table, files, search_table, table, words
 from ablate.report.arms import ON_DARK, Arm, confirmed, printable
@@ -47,6 +47,7 @@ def html(
         words=words,
         verdicts=sorted(view.verdicts, key=lambda verdict: verdict.delta),
         doubts=words.doubts(view, arms),
+        alarms=alarms.of_study(view),
         missing=words.missing(view, arms),
         contrasts=contrasts,
         dots=_dots(arms),
@@ -87,6 +88,9 @@ def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
     for doubt in doubts:
         kind = "blocker" if doubt.blocks else "warning"
         lines.append(f"- {kind} {say(doubt.id)} ({say(', '.join(doubt.arms))}): {say(doubt.text)}")
+    if found := alarms.of_study(view):
+        lines += ["", "## Alarms", ""]
+        lines += [f"- {say(a.id)} ({say(arms[a.arm].label)}, {a.count}): {say(a.text)}" for a in found]
     contrasts = contents.contrasts(view, arms)
     lines += ["", f"## {say(contrasts.caption)}", ""]
     for part in contrasts.groups:

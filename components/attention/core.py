@@ -193,6 +193,37 @@ def entry_mass(
     return weights[..., blocks.keys :].sum(2).view(batch, -1, entries.shape[1])[:, :length]
 
 
+@torch.no_grad()
+def branch_mass(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    sink: Float[Tensor, "h"] | None,
+    entries: Float[Tensor, "b t c"] | None = None,
+    seen: Bool[Tensor, "#b s t"] | None = None,
+    bias: ScoreBias | None = None,
+    ratio: int = 0,
+) -> Float[Tensor, "b s branch"]:
+    """Shares of window, entries and sink in the softmax of `joint_attention`, mean over heads; they sum to 1.
+
+    One sequence at a time, because all weights are needed at once.
+    """
+    blocks, length = Blocks.best(queries.shape[1], window), queries.shape[1]
+    sinks = None if sink is None else sink.unsqueeze(0)
+    found = []
+    for i in range(len(queries)):
+        own, mask = slice(i, i + 1), seen
+        if seen is not None and len(seen) > 1:
+            mask = seen[own]
+        rows, keys, allowed = _grouped(
+            queries[own], kv[own], window, None if entries is None else entries[own], mask, blocks
+        )
+        weights = joint_softmax(rows, keys, allowed, sinks, _added(bias, blocks, 1, keys, ratio)).mean(2)
+        within, beyond = weights[..., : blocks.keys].sum(-1), weights[..., blocks.keys :].sum(-1)
+        found.append(torch.stack((within, beyond, 1 - within - beyond), dim=-1).flatten(0, 1)[:length])
+    return torch.stack(found)
+
+
 def _entry_mass(
     queries: Float[Tensor, "b s h c"],
     kv: Float[Tensor, "b s c"],

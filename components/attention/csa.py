@@ -9,7 +9,7 @@ from torch import Tensor
 
 from components.attention.core import entry_mass
 from components.attention.pairs import entry_pairs
-from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
+from components.attention.trunk import UNUSED, Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
 from components.cache import Cache, appended, part
 from components.indexer.dense import everything
 from components.registry import register
@@ -24,6 +24,7 @@ class CompressedSparseAttention(Trunk):
     Query t may see the entries of all blocks that are complete with token t: `(t + 1) // ratio` of them.
     """
 
+    alarms = (UNUSED,)
     uses = (*Trunk.uses, "compressor", "indexer")
 
     def __init__(

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.attention.pairs import entry_pairs
-from components.attention.trunk import Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
+from components.attention.trunk import UNUSED, Compressed, Trunk, check_ratio, ratio_warnings, trunk_cost
 from components.cache import Cache, appended, part
 from components.registry import register
 from components.slots import Aux, Compressor, OutputProjection, Position, Sink
@@ -16,6 +16,7 @@ from components.spec import Cost, NoOptions, Site
 class HeavilyCompressedAttention(Trunk):
     """A window and, beyond it, the compressed entries of all blocks that end with the query or before."""
 
+    alarms = (UNUSED,)
     uses = (*Trunk.uses, "compressor")
 
     def __init__(

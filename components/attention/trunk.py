@@ -7,16 +7,30 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.attention.core import Blocks, attend, joint_attention
+from components.attention.core import Blocks, attend, branch_mass, joint_attention
 from components.attention.pairs import window_pairs
 from components.cache import Cache, appended, length
 from components.functional import rms_norm
 from components.precision import at_least_float32
 from components.slots import Attention, Aux, OutputProjection, Position, Sink
-from components.spec import Cost, Site
+from components.spec import Alarm, Cost, Site
 
 Compressed = tuple[Float[Tensor, "b t c"], Bool[Tensor, "#b s t"]]
 """Compressed entries, and which of them each query may attend to."""
+
+
+BRANCHES = {
+    "mass_window": "share of attention that goes to the tokens of the window",
+    "mass_compressed": "share that goes to compressed entries, where there are any",
+    "mass_sink": "share that goes to the sink, where there is one",
+}
+UNUSED = Alarm(
+    metric="mass_compressed",
+    below=0.02,
+    why="queries hardly look at compressed entries: the layers work as a sliding window",
+    source="methodology §E",
+    everywhere=True,
+)
 
 
 class Trunk(Attention):
@@ -38,6 +52,7 @@ class Trunk(Attention):
         kv_norm: [c].
     """
 
+    diagnostics = BRANCHES
     uses = ("position", "sink", "output_projection")
     takes_bias = True
 
@@ -78,7 +93,27 @@ class Trunk(Attention):
             bias=self.position.bias,
             ratio=self.ratio,
         )
+        if self.watched:
+            aux = aux | self._branches(queries, kv, entries, seen, real)
         return self.output_projection(self.position.unrotate(mixed, positions)), aux
+
+    def _branches(
+        self,
+        queries: Float[Tensor, "b s h c"],
+        kv: Float[Tensor, "b s c"],
+        entries: Float[Tensor, "b t c"] | None,
+        seen: Bool[Tensor, "#b s t"] | None,
+        real: Bool[Tensor, "b s"] | None,
+    ) -> Aux:
+        """What window, compressed entries (where the entry has any) and sink get of attention."""
+        bias, sink = self.position.bias, self.sink.logits()
+        shares = branch_mass(queries, kv, self.window, sink, entries, seen, bias, self.ratio)
+        counted = shares.flatten(0, 1) if real is None else shares[real]
+        window, compressed, rest = counted.mean(0).unbind()
+        found = {"diag/mass_window": window}
+        if self.ratio:
+            found["diag/mass_compressed"] = compressed
+        return found if sink is None else found | {"diag/mass_sink": rest}
 
     def step(
         self, x: Float[Tensor, "b s d"], cache: Cache | None = None

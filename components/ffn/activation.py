@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from components import native
 from components.native import pointwise
+from components.spec import Alarm
 
 GATED = ("swiglu", "geglu")
 """Activated times linear: three matrices."""
@@ -38,6 +39,25 @@ def clamped_swiglu(gate_up: Float[Tensor, "... two_f"], limit: float) -> Float[T
     if limit:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return F.silu(gate) * up
+
+
+@torch.no_grad()
+def clamp_rate(hidden: Float[Tensor, "... h"], kind: str, limit: float) -> Float[Tensor, ""]:
+    """Share of pre-activations that the clamp of `activated` changes, and that therefore pass no gradient."""
+    if kind not in GATED:
+        return (hidden > limit).float().mean()
+    gate, up = hidden.chunk(2, dim=-1)
+    return ((gate > limit).float().mean() + (up.abs() > limit).float().mean()) / 2
+
+
+CLAMP = {"clamp_rate": "share of the routed experts' or the layer's pre-activations beyond the clamp"}
+CLAMPED = Alarm(
+    metric="clamp_rate",
+    above=0.05,
+    why="a noticeable part of the pre-activations sits on the clamp, where no gradient passes",
+    source="methodology §E watches it and gives no bound; one in twenty is far from rare outliers",
+    after=0.0,
+)
 
 
 def rows(kind: str, width: int) -> int:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from components.ffn.activation import Expert, matrices
+from components.ffn.activation import CLAMP, CLAMPED, Expert, clamp_rate, matrices
 from components.slots import FFN, Aux
 from components.spec import Cost, Site, searchable
 
@@ -19,6 +21,8 @@ class DenseFFN(FFN):
     """
 
     activation: ClassVar[str]
+    diagnostics = CLAMP
+    alarms = (CLAMPED,)
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -50,6 +54,10 @@ class DenseFFN(FFN):
     def forward(
         self, x: Float[Tensor, "b s d"], token_ids: Int[Tensor, "b s"]
     ) -> tuple[Float[Tensor, "b s d"], Aux]:
+        if self.watched and self.expert.limit:
+            with torch.no_grad():
+                hidden = F.linear(x, self.expert.gate_up)
+            return self.expert(x), {"diag/clamp_rate": clamp_rate(hidden, self.activation, self.expert.limit)}
         return self.expert(x), {}
 
 

@@ -7,7 +7,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from components import native
-from components.ffn.activation import GATED, PLAIN, Expert, activated, columns, matrices, rows
+from components.ffn.activation import (
+    CLAMP,
+    CLAMPED,
+    GATED,
+    PLAIN,
+    Expert,
+    activated,
+    clamp_rate,
+    columns,
+    matrices,
+    rows,
+)
 from components.native import experts as fused
 from components.registry import register
 from components.slots import FFN, Aux, Router
@@ -26,6 +37,8 @@ class MixtureOfExperts(FFN):
     """
 
     uses = ("router",)
+    diagnostics = CLAMP
+    alarms = (CLAMPED,)
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -62,6 +75,10 @@ class MixtureOfExperts(FFN):
         flat = x.flatten(0, 1)
         weights, chosen, aux = self.router(x, token_ids)
         y = self._routed(flat, weights.to(x.dtype), chosen)
+        if self.watched and self.limit:
+            with torch.no_grad():
+                hidden, _ = self._pre_activations(flat, chosen)
+            aux["diag/clamp_rate"] = clamp_rate(hidden, self.kind, self.limit)
         if self.shared is not None:
             y = y + self.shared(flat)
         return y.view_as(x), aux
@@ -76,15 +93,22 @@ class MixtureOfExperts(FFN):
         """
         if self.kind == "swiglu" and native.takes(x, weights, self.gate_up, self.down):
             return fused.mixture(x, weights, chosen, self.gate_up, self.down, self.limit)
+        hidden, (order, token, sizes) = self._pre_activations(x, chosen)
+        hidden = activated(hidden, self.kind, self.limit) * weights.flatten()[order].unsqueeze(1)
+        outputs = torch.cat([h @ w.T for h, w in zip(hidden.split(sizes), self.down.unbind(0), strict=True)])
+        return outputs.new_zeros(x.shape).index_add(0, token, outputs)  # in mixed precision, that of products
+
+    def _pre_activations(
+        self, x: Float[Tensor, "m d"], chosen: Int[Tensor, "m k"]
+    ) -> tuple[Float[Tensor, "p h"], tuple[Int[Tensor, "p"], Int[Tensor, "p"], list[int]]]:
+        """Of all (token, expert) pairs, by expert; with their places in `chosen`, tokens, and pairs per expert."""
         experts = chosen.flatten()
         sizes = torch.bincount(experts, minlength=len(self.gate_up))[: len(self.gate_up)].tolist()
         order = experts.argsort(stable=True)[: sum(sizes)]
         token = order // chosen.shape[1]
         inputs = x.index_select(0, token).split(sizes)
         hidden = torch.cat([u @ w.T for u, w in zip(inputs, self.gate_up.unbind(0), strict=True)])
-        hidden = activated(hidden, self.kind, self.limit) * weights.flatten()[order].unsqueeze(1)
-        outputs = torch.cat([h @ w.T for h, w in zip(hidden.split(sizes), self.down.unbind(0), strict=True)])
-        return outputs.new_zeros(x.shape).index_add(0, token, outputs)  # in mixed precision, that of products
+        return hidden, (order, token, sizes)
 
     @staticmethod
     def cost(config: Config, site: Site, seq_len: int) -> Cost:

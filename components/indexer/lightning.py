@@ -13,12 +13,12 @@ from components.attention.pairs import entry_pairs
 from components.cache import Cache, appended, length, part
 from components.compressor.gated import Gated
 from components.indexer.dense import unselected_cost
-from components.indexer.teaching import divergence, mass_recall
+from components.indexer.teaching import CHOICE, choice_quality, divergence
 from components.indexer.topk import check_topk, topk_warnings
 from components.native import indexer as fused
 from components.registry import register
 from components.slots import Aux, EntryMass, Indexer, Position
-from components.spec import Cost, NoOptions, Site, searchable
+from components.spec import Alarm, Cost, NoOptions, Site, searchable
 
 STAGES = ("none", "dense", "sparse")
 
@@ -37,14 +37,24 @@ class Lightning(Indexer):
 
     It learns from `loss_weight` times the mean, over queries with a candidate, of `KL(p || softmax(scores))`
     over candidates, where p is what the layer's real softmax gives them, summed over heads and normalised to
-    one. Inputs are detached, so that this loss moves no other tensor. In evaluation it reports how much of
-    the attention over all visible entries its choice keeps, for queries that see more than `layer.topk`.
+    one. Inputs are detached, so that this loss moves no other tensor. Watched, it reports how its choice compares
+    with the best one, for queries that see more than `layer.topk`.
 
     Attributes:
         q_b: [H*c, q_lora_rank].
         weights: [H, d].
         stage: `train` of the options, `dense` in a warm-up; may be set as training goes on.
     """
+
+    diagnostics = CHOICE | {"indexer_kl": "divergence of its scores from what attention reads"}
+    alarms = (
+        Alarm(
+            metric="indexer_skill",
+            below=0.1,
+            why="the indexer chooses hardly better than at random: nothing has trained it",
+            source="methodology §E: recall near chance; no gradient of the language model reaches the choice",
+        ),
+    )
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -98,8 +108,8 @@ class Lightning(Indexer):
         if learns:
             loss = divergence(scores, mass(chosen), chosen)
             aux |= {"loss/indexer": self.loss_weight * loss, "diag/indexer_kl": loss.detach()}
-        if not self.training and entries > self.topk:
-            aux["diag/indexer_recall"] = mass_recall(mass(everything), best, visible > self.topk)
+        if self.watched and entries > self.topk:
+            aux |= choice_quality(mass(everything), best, visible, self.topk)
         return chosen, aux
 
     @staticmethod

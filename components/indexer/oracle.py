@@ -7,7 +7,7 @@ from torch import Tensor
 from components.attention.core import Blocks
 from components.attention.pairs import entry_pairs, window_pairs
 from components.indexer.lightning import highest
-from components.indexer.teaching import mass_recall
+from components.indexer.teaching import CHOICE, choice_quality
 from components.indexer.topk import check_topk, topk_warnings
 from components.registry import register
 from components.slots import Aux, EntryMass, Indexer, Position
@@ -24,10 +24,11 @@ class Oracle(Indexer):
     The mass of an entry is its share of the layer's real softmax over window, entries and sink, summed over
     heads. It takes the scores of attention to everything, so nothing is saved: a bound for what any indexer
     can reach, not a way to compute. Of equal masses the earliest entry goes first. It has no parameters,
-    passes no gradient and cannot decode. In evaluation it reports the share of attention that it keeps.
+    passes no gradient and cannot decode. Watched, it reports the share of attention that it keeps.
     """
 
     Config = NoOptions
+    diagnostics = CHOICE
 
     def __init__(self, config: NoOptions, site: Site) -> None:
         super().__init__()
@@ -49,9 +50,9 @@ class Oracle(Indexer):
             return seen, {}
         given = mass(seen)
         chosen = highest(given.masked_fill(~seen, -torch.inf), self.topk) & seen
-        if self.training:
+        if not self.watched:
             return chosen, {}
-        return chosen, {"diag/indexer_recall": mass_recall(given, chosen, visible > self.topk)}
+        return chosen, choice_quality(given, chosen, visible, self.topk)
 
     @staticmethod
     def cost(config: NoOptions, site: Site, seq_len: int) -> Cost:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from components.cache import Cache, length
 from components.indexer.lightning import highest
-from components.indexer.teaching import mass_recall
+from components.indexer.teaching import CHOICE, choice_quality
 from components.indexer.topk import check_topk, topk_warnings
 from components.registry import register
 from components.slots import Aux, EntryMass, Indexer, Position
@@ -23,6 +23,8 @@ class Random(Indexer):
     and all steps of training, and for a query the same however the sequence goes on. It costs nothing. In
     evaluation it reports the share of attention that it keeps, as `lightning` does.
     """
+
+    diagnostics = CHOICE
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -49,9 +51,9 @@ class Random(Indexer):
         seen = torch.arange(count, device=x.device) < visible.unsqueeze(-1)
         everything = seen.expand(x.shape[0], -1, -1)
         chosen = self._choose(everything, torch.arange(x.shape[1], device=x.device))
-        if self.training or count <= self.topk:
+        if not self.watched or count <= self.topk:
             return chosen, {}
-        return chosen, {"diag/indexer_recall": mass_recall(mass(everything), chosen, visible > self.topk)}
+        return chosen, choice_quality(mass(everything), chosen, visible, self.topk)
 
     @torch.no_grad()
     def step(

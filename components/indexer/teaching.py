@@ -1,12 +1,14 @@
 """Attention as the teacher of an indexer: what it should learn, and how much of it a choice keeps."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components import native
+from components.indexer.dense import everything
 from components.native import indexer as fused
 from components.precision import at_least_float32
+from components.slots import Aux
 
 
 def divergence(
@@ -30,11 +32,40 @@ def divergence(
     return terms.sum() / has.sum().clamp_min(1)
 
 
-def mass_recall(
-    mass: Float[Tensor, "b s t"], chosen: Bool[Tensor, "b s t"], queries: Bool[Tensor, "#b s"]
-) -> Float[Tensor, ""]:
-    """Share of attention over all visible entries that goes to the chosen ones, mean over `queries`."""
-    total = mass.sum(-1).clamp_min(torch.finfo(mass.dtype).tiny)
+CHOICE = {
+    "indexer_mass_recall": "share of attention over all visible entries that goes to the chosen ones",
+    "indexer_recall": "share of the best `topk` entries that are among the chosen",
+    "indexer_skill": "the same between a random choice (0) and the best one (1)",
+}
+
+
+@torch.no_grad()
+def choice_quality(
+    mass: Float[Tensor, "b s t"], chosen: Bool[Tensor, "b s t"], visible: Int[Tensor, "*b s"], topk: int
+) -> Aux:
+    """How good a choice of `topk` entries is, mean over queries that see more; not a number without any.
+
+    `indexer_mass_recall`: share of attention over all visible entries that goes to the chosen ones.
+    `indexer_recall`: share of the `topk` entries with most of it that are among the chosen.
+    `indexer_skill`: where that stands between a random choice (0) and the best one (1).
+
+    Args:
+        mass: what attention over all visible entries gives to each.
+        visible: number of entries that each query may see.
+    """
+    given = mass.masked_fill(~everything(len(mass), mass.shape[2], visible), -1.0)
+    best = torch.zeros_like(chosen).scatter_(-1, given.topk(topk, dim=-1).indices, True)
+    total = given.clamp_min(0).sum(-1).clamp_min(torch.finfo(mass.dtype).tiny)
     share = mass.masked_fill(~chosen, 0.0).sum(-1) / total
-    counted = queries.expand_as(share)
-    return share.masked_fill(~counted, 0.0).sum() / counted.sum().clamp_min(1)
+    recall = (best & chosen).sum(-1).to(mass.dtype) / topk
+    chance = topk / visible.clamp_min(topk + 1).to(mass.dtype)
+    counted = (visible > topk).expand_as(share).to(mass.dtype)
+
+    def mean(values: Float[Tensor, "b s"]) -> Float[Tensor, ""]:
+        return (values * counted).sum() / counted.sum()
+
+    return {
+        "diag/indexer_mass_recall": mean(share),
+        "diag/indexer_recall": mean(recall),
+        "diag/indexer_skill": mean((recall - chance) / (1 - chance)),
+    }

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from components.spec import searchable
 
+AHEAD = {
+    "loss": "nats per token of a prediction layer, unweighted",
+    "accept": "share of its tokens that the model says itself one step later, so that greedy decoding takes them",
+}
+"""What is measured of every prediction layer; a toy's is low, and no bound means that one is broken."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeight:

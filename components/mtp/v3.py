@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.functional import rms_norm
-from components.mtp.options import LossWeight
+from components.mtp.options import AHEAD, LossWeight
 from components.registry import register
 from components.slots import MTP
 from components.spec import Cost, Site
@@ -25,6 +25,7 @@ class ConcatMTP(MTP):
     """
 
     Config = LossWeight
+    diagnostics = AHEAD
 
     def __init__(self, config: LossWeight, site: Site) -> None:
         super().__init__()

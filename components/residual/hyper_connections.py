@@ -11,6 +11,7 @@ from components.precision import at_least_float32, full_precision
 from components.registry import register
 from components.residual.collapse import HC_HEADS, build_head, check_head, head_cost
 from components.residual.streams import read_streams, stream_cost, write_streams
+from components.residual.watch import GAINS, STREAMS
 from components.slots import Collapse, Residual
 from components.spec import Cost, Site, searchable
 
@@ -29,6 +30,9 @@ class HyperConnections(Residual):
         base_res: [n * n]; row k, column j leads from stream j to stream k.
         scale: [3], α of pre, post and B.
     """
+
+    diagnostics = STREAMS
+    alarms = GAINS
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

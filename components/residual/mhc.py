@@ -14,7 +14,8 @@ from components.residual.collapse import HC_HEADS, build_head, check_head, head_
 from components.residual.mapping import Mapping
 from components.residual.sinkhorn import sinkhorn
 from components.residual.streams import read_streams, stream_cost, write_streams
-from components.slots import Collapse, Residual
+from components.residual.watch import GAINS, STREAMS
+from components.slots import Aux, Collapse, Residual
 from components.spec import Cost, Site, searchable
 
 HC_INITS = ("small_gate", "hf", "identity")
@@ -72,6 +73,8 @@ class ManifoldHyperConnections(Mapping, Residual):
     """
 
     Config = MHCConfig
+    diagnostics = STREAMS | {"ds_error": "how far a row or column of C is from a sum of one at most"}
+    alarms = GAINS
 
     def __init__(self, config: MHCConfig, site: Site) -> None:
         n = config.hc_mult
@@ -125,3 +128,10 @@ class ManifoldHyperConnections(Mapping, Residual):
         self, state: Float[Tensor, "b s n d"], y: Float[Tensor, "b s d"], carry: Any
     ) -> Float[Tensor, "b s n d"]:
         return write_streams(state, y, carry)
+
+    @torch.no_grad()
+    def diagnose(self, state: Float[Tensor, "b s n d"], carry: Any) -> Aux:
+        """`ds_error`: how far a row or column of C is from a sum of one at most, mean over tokens."""
+        comb = carry[..., :-1]
+        off = torch.cat([comb.sum(1), comb.sum(2)], dim=1).sub(1).abs()
+        return {"diag/ds_error": off.amax(1).mean()}

@@ -14,6 +14,7 @@ from components.registry import register
 from components.residual.collapse import HC_HEADS, build_head, check_head, head_cost
 from components.residual.mapping import Mapping
 from components.residual.streams import read_streams, stream_cost, write_streams
+from components.residual.watch import GAINS, STREAMS
 from components.slots import Collapse, Residual
 from components.spec import Cost, Site, searchable
 
@@ -34,6 +35,9 @@ class ManifoldHyperConnectionsLite(Mapping, Residual):
         base: [2n + n!].
         scale: [3], gates α of pre, post and C.
     """
+
+    diagnostics = STREAMS
+    alarms = GAINS
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

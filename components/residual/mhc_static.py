@@ -12,6 +12,7 @@ from components.residual.collapse import HC_HEADS, build_head, check_head, head_
 from components.residual.mhc import identity_base
 from components.residual.sinkhorn import sinkhorn
 from components.residual.streams import read_streams, stream_cost, write_streams
+from components.residual.watch import GAINS, STREAMS
 from components.slots import Collapse, Residual
 from components.spec import Cost, Site, searchable
 
@@ -28,6 +29,9 @@ class StaticManifoldHyperConnections(Residual):
     Attributes:
         base: [(2 + n) n], for pre, post and C (row-major).
     """
+
+    diagnostics = STREAMS
+    alarms = GAINS
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.router.scores import Gate, balance_loss, expert_load, max_violation
+from components.router.scores import Gate, balance_loss, expert_load, load_balance
 from components.slots import Aux
 from components.spec import Site, searchable
 
@@ -57,7 +57,7 @@ class BalancedRouter(Gate):
             load = expert_load(chosen, scores.shape[-1])
             if self.training and self.weight.requires_grad:
                 self.load += load
-        aux = max_violation(load)
+        aux = load_balance(load, self.watched)
         if self.config.balance_loss_alpha:
             shares = scores / scores.sum(-1, keepdim=True)
             aux["loss/balance"] = balance_loss(shares, chosen, self.config.balance_loss_alpha)

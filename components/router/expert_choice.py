@@ -9,6 +9,8 @@ from components.router.scores import Gate
 from components.slots import Aux
 from components.spec import NoOptions, Site
 
+UNROUTED = {"unrouted": "share of the tokens that no expert took"}
+
 
 @register("expert_choice", source="Zhou et al. 2022, arXiv 2202.09368 §3.2; each sequence by itself")
 class ExpertChoiceRouter(Gate):
@@ -25,6 +27,8 @@ class ExpertChoiceRouter(Gate):
     """
 
     Config = NoOptions
+    diagnostics = UNROUTED
+    alarms = ()
     causal = False
 
     def __init__(self, config: NoOptions, site: Site) -> None:

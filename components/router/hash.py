@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.registry import register
-from components.router.scores import Gate, expert_load, max_violation
+from components.router.scores import BALANCE, DEAD_EXPERTS, Gate, expert_load, load_balance
 from components.slots import Aux
 from components.spec import Site, searchable
 
@@ -26,7 +26,13 @@ class HashRouter(Gate):
 
     Attributes:
         tid2eid: [vocab_size, k] buffer, saved with the model.
+        table_balance: of the training text; None where `prepare` was not called while watched.
     """
+
+    diagnostics = BALANCE | {
+        "table_max_vio": "`max_vio` of the table on the training text, before any training"
+    }
+    alarms = (DEAD_EXPERTS,)
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -49,6 +55,7 @@ class HashRouter(Gate):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(site)
         dims = site.dims
+        self.table_balance: float | None = None
         self.config, self.layer, self.experts = config, site.layer.index, dims.n_routed_experts
         shape = (dims.vocab_size, dims.num_experts_per_tok)
         if self.weight.is_meta:
@@ -63,14 +70,19 @@ class HashRouter(Gate):
         scores = self.scores(x.flatten(0, 1))
         chosen = self.tid2eid[token_ids.flatten()]
         with torch.no_grad():
-            load = expert_load(chosen, scores.shape[1])
-        return self.weights(scores, chosen), chosen, max_violation(load)
+            aux = load_balance(expert_load(chosen, scores.shape[1]), self.watched)
+        if self.table_balance is not None and self.watched:
+            aux["diag/table_max_vio"] = torch.tensor(self.table_balance, device=x.device)
+        return self.weights(scores, chosen), chosen, aux
 
     def prepare(self, counts: Callable[[], Int[Tensor, "v"]]) -> None:
-        """Make the table anew where it depends on how often each token id occurs in the training text."""
+        """Make the table anew where it depends on how often each token id occurs in the training text; watched,
+        also work out how it will share that text between experts."""
         if self.config.kind == "frequency_balanced":
             shape = (self.tid2eid.shape[0], self.tid2eid.shape[1])
             self.tid2eid.copy_(make_table(self.config, shape, self.experts, self.layer, counts()))
+        if self.watched:
+            self.table_balance = table_balance(self.tid2eid, counts(), self.experts)
 
 
 def make_table(
@@ -94,6 +106,13 @@ def make_table(
         turn = torch.randperm(tokens, generator=generator, device="cpu")
         return (turn.unsqueeze(1) * k + torch.arange(k, device="cpu")) % experts
     return torch.rand(tokens, experts, generator=generator, device="cpu").topk(k, sorted=False).indices
+
+
+def table_balance(table: Int[Tensor, "v k"], counts: Int[Tensor, "v"], experts: int) -> float:
+    """Excess of the expert that gets most of a text over the mean, relative to it, known before any training."""
+    load = torch.zeros(experts, dtype=torch.int64)
+    load.index_add_(0, table.flatten().cpu(), counts.cpu().repeat_interleave(table.shape[1]))
+    return float(load.max() * experts / load.sum() - 1)
 
 
 def _balanced_table(

@@ -1,5 +1,6 @@
 """What routers share: gate scores, weights of the chosen experts, their load, and losses that even it out."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,31 @@ from torch.nn import functional as F
 
 from components.precision import at_least_float32, full_precision
 from components.slots import Aux, Router
-from components.spec import Cost, Site
+from components.spec import Alarm, Cost, Site
+
+_DEAD = 0.1
+_TOKENS_PER_EXPERT = 100
+"""On average, below which an expert without tokens may be one by chance."""
+
+DEAD_EXPERTS = Alarm(
+    metric="dead_experts",
+    above=0.0,
+    why="experts that hardly any token chooses: their parameters do nothing, and no gradient changes that",
+    source="methodology §E: less than 0.1/E of at least 100 E/k tokens",
+)
+IMBALANCE = Alarm(
+    metric="max_vio",
+    above=1.0,
+    why="one expert gets more than twice its share of the tokens: the router is collapsing onto few",
+    source="methodology §E",
+)
+
+
+BALANCE = {
+    "max_vio": "excess of the busiest expert over the mean load, relative to it; 0 is perfect balance",
+    "load_entropy": "entropy of the load over that of an even one; 0 where one expert gets everything",
+    "dead_experts": "experts with less than a tenth of the mean load, where tokens are enough to tell",
+}
 
 
 class Gate(Router):
@@ -18,6 +43,9 @@ class Gate(Router):
     Attributes:
         weight: [n_routed_experts, d].
     """
+
+    diagnostics = BALANCE
+    alarms = (IMBALANCE, DEAD_EXPERTS)
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -76,10 +104,20 @@ def expert_load(chosen: Int[Tensor, "m k"], experts: int) -> Int[Tensor, "e"]:
     return torch.bincount(chosen.flatten(), minlength=experts)
 
 
-def max_violation(load: Int[Tensor, "e"]) -> Aux:
-    """MaxVio: excess of the busiest expert over the mean load, relative to it (0 is perfect balance)."""
-    load = load.float()
-    return {"diag/max_vio": load.max() / load.mean() - 1}
+def load_balance(load: Int[Tensor, "e"], watched: bool) -> Aux:
+    """`max_vio`: excess of the busiest expert over the mean load, relative to it (0 is perfect balance).
+
+    Watched, also `load_entropy`, which is 1 in perfect balance and 0 with one expert alone, and where tokens
+    are enough to tell, `dead_experts`: how many got less than a tenth of the mean.
+    """
+    share = load.float() / load.sum()
+    experts = len(load)
+    aux: Aux = {"diag/max_vio": share.max() * experts - 1}
+    if watched:
+        aux["diag/load_entropy"] = torch.special.entr(share).sum() / math.log(max(experts, 2))
+        if int(load.sum()) >= _TOKENS_PER_EXPERT * experts:
+            aux["diag/dead_experts"] = (share * experts < _DEAD).sum().float()
+    return aux
 
 
 def balance_loss(

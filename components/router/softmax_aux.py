@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.registry import register
-from components.router.scores import Gate, balance_loss, expert_load, max_violation
+from components.router.scores import Gate, balance_loss, expert_load, load_balance
 from components.slots import Aux
 from components.spec import Site, searchable
 
@@ -49,7 +49,7 @@ class SoftmaxRouter(Gate):
         scores = self.scores(x)
         with torch.no_grad():
             chosen = scores.topk(self.top_k, dim=-1, sorted=False).indices
-            aux = max_violation(expert_load(chosen, scores.shape[-1]))
+            aux = load_balance(expert_load(chosen, scores.shape[-1]), self.watched)
         flat, picks = scores.flatten(0, 1), chosen.flatten(0, 1)
         if self.config.balance_loss_alpha:
             whole = (scores, chosen) if self.config.seq_aux else (flat.unsqueeze(0), picks.unsqueeze(0))

@@ -14,6 +14,7 @@ from components.indexer.oracle import Oracle
 from components.indexer.random import Random, scramble
 from components.slots import Indexer, Position
 from components.spec import NoOptions, Site
+from components.watching import watching
 
 
 def _visible(length: int, ratio: int = 4) -> Tensor:
@@ -125,7 +126,10 @@ def test_no_choice_keeps_more_attention_than_the_oracle() -> None:
         layer = make_attention(site, indexer=name).eval()
         shared = make_attention(site, indexer="random").state_dict()
         layer.load_state_dict(shared, strict=False)
-        recalls[name] = layer(inputs(site, 101))[1]["diag/indexer_recall"].item()
+        with watching(layer):
+            found = layer(inputs(site, 101))[1]
+        recalls[name] = found["diag/indexer_mass_recall"].item()
+        assert (found["diag/indexer_skill"].item() == 1) == (name == "oracle")
     assert recalls["oracle"] > max(recalls["lightning"], recalls["random"]) + 0.05
     assert recalls["oracle"] <= 1
 

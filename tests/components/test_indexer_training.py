@@ -16,9 +16,10 @@ from components import native, registry
 from components.attention.core import Blocks, entry_mass
 from components.attention.csa import CompressedSparseAttention
 from components.indexer.lightning import Lightning
-from components.indexer.teaching import divergence, mass_recall
+from components.indexer.teaching import choice_quality, divergence
 from components.slots import Position
 from components.spec import NoOptions
+from components.watching import watching
 
 LENGTH, RATIO, TOPK, WINDOW, HEADS, WIDTH = 41, 4, 3, 5, 4, 12
 STAGES = ("none", "dense", "sparse")
@@ -46,8 +47,11 @@ def normed(x: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     return weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def by_definition(layer: CompressedSparseAttention, x: Tensor, stage: str) -> tuple[Tensor, Tensor]:
-    """Mean divergence over queries with candidates, and mean share of the top-k over those that see more.
+def by_definition(
+    layer: CompressedSparseAttention, x: Tensor, stage: str
+) -> tuple[Tensor, Tensor, float, float]:
+    """Mean divergence over queries with candidates, and over those that see more than the top-k: its mean share,
+    the part of the best that is in it, and where that is between chance and all.
 
     One query, head and entry at a time.
     """
@@ -62,7 +66,7 @@ def by_definition(layer: CompressedSparseAttention, x: Tensor, stage: str) -> tu
     index_queries = position.rotate((latent @ indexer.q_b.T).unflatten(-1, (3, 8)), positions)
     index_weights = x @ indexer.weights.T / math.sqrt(8) / math.sqrt(3)
     sinks = layer.sink.logits()
-    losses, shares = [], []
+    losses, shares, parts, skills = [], [], [], []
     for b in range(len(x)):
         for t in range(x.shape[1]):
             visible = list(range((t + 1) // RATIO))
@@ -90,7 +94,12 @@ def by_definition(layer: CompressedSparseAttention, x: Tensor, stage: str) -> tu
             if len(visible) > TOPK:
                 full = attention(visible)
                 shares.append(full[best].sum() / full.sum())
-    return torch.stack(losses).mean(), torch.stack(shares).mean()
+                most = sorted(visible, key=lambda s: -float(full[s].detach()))[:TOPK]
+                parts.append(len({*best} & {*most}) / TOPK)
+                chance = TOPK / len(visible)
+                skills.append((parts[-1] - chance) / (1 - chance))
+    means = sum(parts) / len(parts), sum(skills) / len(skills)
+    return torch.stack(losses).mean(), torch.stack(shares).mean(), *means
 
 
 @pytest.mark.parametrize("sink", ["per_head", "none"])
@@ -98,13 +107,16 @@ def by_definition(layer: CompressedSparseAttention, x: Tensor, stage: str) -> tu
 def test_loss_its_gradient_and_recall_follow_the_definition(stage: str, sink: str) -> None:
     layer = make_layer(stage, weight=0.5, sink=sink)
     x = inputs(make_site("csa"), LENGTH)
-    loss, recall = by_definition(layer, x, stage)
-    aux = layer.eval()(x)[1]
+    loss, share, recall, skill = by_definition(layer, x, stage)
+    with watching(layer):
+        aux = layer(x)[1]
     torch.testing.assert_close(aux["loss/indexer"], 0.5 * loss)
     torch.testing.assert_close(aux["diag/indexer_kl"], loss)
-    torch.testing.assert_close(aux["diag/indexer_recall"], recall)
-    assert 0 < recall < 1
-    assert "diag/indexer_recall" not in layer.train()(x)[1]
+    torch.testing.assert_close(aux["diag/indexer_mass_recall"], share)
+    assert 0 < share < 1
+    assert aux["diag/indexer_recall"].item() == pytest.approx(recall)
+    assert aux["diag/indexer_skill"].item() == pytest.approx(skill)
+    assert "diag/indexer_recall" not in layer(x)[1]
     parameters = list(layer.indexer.parameters())
     ours = torch.autograd.grad(aux["loss/indexer"], parameters)
     theirs = torch.autograd.grad(0.5 * loss, parameters)
@@ -168,11 +180,18 @@ def test_divergence_is_none_where_the_teacher_is_matched_and_finite_where_it_giv
     assert nobody == 0
 
 
-def test_recall_counts_the_queries_it_is_asked_about() -> None:
+def test_recall_counts_the_queries_that_see_more_than_they_choose() -> None:
     mass = torch.tensor([[[0.1, 0.3, 0.0], [0.2, 0.2, 0.4]]])
-    chosen = torch.tensor([[[True, False, False], [False, True, True]]])
-    assert mass_recall(mass, chosen, torch.tensor([False, True])).item() == pytest.approx(0.75)
-    assert mass_recall(mass, chosen, torch.tensor([True, True])).item() == pytest.approx(0.5)
+    chosen = torch.tensor([[[True, False, False], [False, False, True]]])
+    one = choice_quality(mass, chosen, torch.tensor([1, 3]), topk=1)
+    both = choice_quality(mass, chosen, torch.tensor([2, 3]), topk=1)
+    assert one["diag/indexer_mass_recall"].item() == pytest.approx(0.5)
+    assert one["diag/indexer_recall"] == one["diag/indexer_skill"] == 1
+    assert both["diag/indexer_mass_recall"].item() == pytest.approx((0.25 + 0.5) / 2)
+    assert both["diag/indexer_recall"].item() == pytest.approx(0.5)
+    assert both["diag/indexer_skill"].item() == pytest.approx((-1 + 1) / 2)
+    nobody = choice_quality(mass, chosen, torch.tensor([1, 1]), topk=1)
+    assert all(value.isnan() for value in nobody.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -226,15 +245,18 @@ def test_training_teaches_the_indexer_what_attention_reads() -> None:
     """Attention held still, in the dense stage: divergence falls and the top-k keeps more of the mass."""
     layer = make_layer("dense", weight=1.0)
     x = inputs(make_site("csa"), 64, batch=4)
-    before = layer.eval()(x)[1]
+    with watching(layer):
+        before = layer(x)[1]
     optimizer = torch.optim.Adam(layer.indexer.parameters(), lr=2e-2)
     for _ in range(40):
         layer.train()(x)[1]["loss/indexer"].backward()
         optimizer.step()
         layer.zero_grad()
-    after = layer.eval()(x)[1]
+    with watching(layer):
+        after = layer(x)[1]
     assert after["diag/indexer_kl"] < 0.7 * before["diag/indexer_kl"]
-    assert after["diag/indexer_recall"] > before["diag/indexer_recall"]
+    assert after["diag/indexer_mass_recall"] > before["diag/indexer_mass_recall"]
+    assert after["diag/indexer_skill"] > before["diag/indexer_skill"]
 
 
 @pytest.mark.parametrize("length", [3, 12, 33, 40])
