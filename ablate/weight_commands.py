@@ -1,0 +1,69 @@
+"""Commands that move weights: `import`, `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ablate.jsonable import jsonable
+from ablate.options import AsJson, HomeOption, TrainedName, home_at, print_json
+
+app = typer.Typer()
+
+Out = Annotated[Path, typer.Option("--out", help="New folder to write to.", show_default=False)]
+ShardGb = Annotated[float, typer.Option("--shard-gb", help="Largest file of weights, in 10^9 bytes.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Checkpoint of DeepSeek-V4: official, or of transformers.",
+            show_default=False,
+        ),
+    ],
+    out: Out,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="stored: exact (quantised weights become BF16); or bf16.")
+    ] = "stored",
+    shard_gb: ShardGb = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Read a DeepSeek-V4 checkpoint (FP8, FP4, BF16, in any number of files) into a folder of our own."""
+    _convert(str(source), "ablate", out, None, dtype, shard_gb, as_json)
+
+
+@app.command()
+def export(
+    trained: TrainedName,
+    out: Out,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="hf: a model and tokenizer that stock transformers loads; official: DeepSeek's names.",
+        ),
+    ] = "hf",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="stored, or bf16; for official also fp8, and fp4 for experts.")
+    ] = "stored",
+    shard_gb: ShardGb = 5.0,
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the weights of a trained trial, or of a checkpoint, as a folder that other programs load."""
+    _convert(trained, form, out, home, dtype, shard_gb, as_json)
+
+
+def _convert(
+    trained: str, form: str, out: Path, home: str | None, dtype: str, shard_gb: float, as_json: bool
+) -> None:
+    from ablate import export as exporting
+
+    files = exporting.export(trained, form, out, home_at(home), dtype, shard_gb)
+    if as_json:
+        print_json({"format": form, "files": jsonable(files)})
+    else:
+        print("\n".join(map(str, files)))
