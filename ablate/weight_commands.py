@@ -1,4 +1,4 @@
-"""Commands that move weights: `import`, `export`."""
+"""Commands that make and move weights: `init`, `import`, `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ablate.jsonable import jsonable
-from ablate.options import AsJson, HomeOption, TrainedName, home_at, print_json
+from ablate.options import AsJson, ConfigDirs, HomeOption, Overrides, TrainedName, home_at, print_json
 
 app = typer.Typer()
 
@@ -57,12 +57,37 @@ def export(
     _convert(trained, form, out, home, dtype, shard_gb, as_json)
 
 
+@app.command()
+def init(
+    out: Out,
+    overrides: Overrides = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Folder with the tokenizer that goes with it.", show_default=False),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="hf, official or ablate.")] = "hf",
+    dtype: Annotated[str, typer.Option("--dtype", help="As for export; `stored` is FP32 here.")] = "bf16",
+    seed: Annotated[int, typer.Option("--seed", help="Of the random numbers.")] = 0,
+    shard_gb: ShardGb = 5.0,
+    config_dir: ConfigDirs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a randomly initialised model (model=NAME) as a folder, layer by layer: memory holds one of them."""
+    from ablate import fresh
+
+    chosen = overrides or []
+    _say(form, fresh.init(chosen, config_dir or [], out, tokenizer, form, dtype, seed, shard_gb), as_json)
+
+
 def _convert(
     trained: str, form: str, out: Path, home: str | None, dtype: str, shard_gb: float, as_json: bool
 ) -> None:
     from ablate import export as exporting
 
-    files = exporting.export(trained, form, out, home_at(home), dtype, shard_gb)
+    _say(form, exporting.export(trained, form, out, home_at(home), dtype, shard_gb), as_json)
+
+
+def _say(form: str, files: list[Path], as_json: bool) -> None:
     if as_json:
         print_json({"format": form, "files": jsonable(files)})
     else:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ablate import schema
 from ablate.checkpoint import CONFIG
 from ablate.errors import BadInputError
-from ablate.interop import expressible, layout, official, quantised
+from ablate.interop import layout, official, quantised
 from ablate.interop.layout import Place
 from ablate.interop.shards import Shards, read_json
 from ablate.model import LanguageModel
@@ -74,7 +74,6 @@ class Folder:
         self.variant = Variant.from_run(self.run)
         if not further:
             self.variant = dataclasses.replace(self.variant, prediction_layers=())
-        expressible.options(self.variant, "DeepSeek-V4")
         self.places = layout.places(self.variant)
         self._names = dict(self._found(further))
 

@@ -48,8 +48,9 @@ def places(variant: Variant) -> list[Place]:
     """All tensors of a variant that DeepSeek-V4 can express, layer by layer, prediction layers last.
 
     Raises:
-        BadInputError: its prediction layers are of another kind.
+        BadInputError: it cannot, because of a component that is named.
     """
+    expressible.options(variant, "DeepSeek-V4")
     if variant.prediction_layers and variant.config("mtp")[0] != "v4":
         raise expressible.inexpressible("DeepSeek-V4", "mtp", variant.config("mtp")[0], "v4")
     shapes = {name: tuple(tensor.shape) for name, tensor in shape_of(variant).state_dict().items()}

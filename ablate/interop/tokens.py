@@ -60,6 +60,25 @@ def end_id(folder: Path) -> int:
     return end
 
 
+def examine(folder: Path) -> tuple[int, dict[str, Any]]:
+    """How many tokens the tokenizer of a folder has, and which of them begin and end a text.
+
+    Raises:
+        BadInputError: there is none that can be read without running code of the folder.
+    """
+    if not any((folder / name).is_file() for name in FILES[:2]):
+        raise BadInputError(f"tokenizer={folder} has neither {FILES[0]} nor {FILES[1]}.")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise BadInputError(f"a tokenizer needs transformers ({error}). Install it: ablate[hf].") from error
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever a file of somebody else's makes of its reader
+        raise BadInputError(f"tokenizer={folder} cannot be read: {error}") from error
+    return len(tokenizer), {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+
+
 def of_corpus(corpus: Corpus, to: Path, vocab_size: int, longest: int) -> list[Path]:
     """Write the tokenizer of a corpus as transformers has them.
 
