@@ -7,6 +7,8 @@ from ablate.variant import Variant
 
 HIDDEN = "hidden"
 """The only axis that all layers share; every other name means each layer by itself."""
+UNCUT = "*"
+"""Name of all axes that are never cut."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Axes:
         )
 
     def names(self, place: Place, index: int) -> list[str]:
-        """Names of the axes of a piece, once it is unfolded to one axis per name; `*` is what is never cut.
+        """Names of the axes of a piece, once it is unfolded to one axis per name.
 
         An expert's inner axis is its own: `width/3`, of the shared one `width/shared`.
         """

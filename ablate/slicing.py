@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablate.axes import HIDDEN, Axes
+from ablate.axes import HIDDEN, UNCUT, Axes
 from ablate.errors import BadInputError
 from ablate.fresh import Fresh
 from ablate.interop import layout
@@ -46,7 +46,7 @@ def even(score: Score, count: int) -> Tensor:
 
 @policy
 def magnitude(score: Score, count: int) -> Tensor:
-    """The largest sums of squares over all weights that the index touches; of equal ones the first."""
+    """The largest sums of squares over all matrices that the index touches; of equal ones the first."""
     return score.argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -91,12 +91,11 @@ class Sliced:
         self._places = {place.ours: place for place in layout.places(source.variant)}
         self._from, fresh = self._origins(layers)
         self._kept = self._choose(POLICIES[chosen])
-        known = {axis.rpartition("/")[0] or axis for axis in self._new.sizes}
-        kept = {
-            axis: f"{self._new.sizes[axis]} of {self._old.sizes[axis]}"
-            for axis in self._new.sizes
-            if axis in known
-        }
+        sizes = self._new.sizes.items()
+        kept = {name: f"{size} of {self._old.sizes[name]}" for name, size in sizes}
+        old, new = (v.dims.qk_rope_head_dim for v in (source.variant, variant))
+        exact = "their frequencies" if new and old % new == 0 else "the nearest frequencies"
+        kept["rotary pairs"] = f"{new // 2} of {old // 2}, by {exact}"
         changed = source.variant.diff(variant)
         differs = {
             key: list(pair) for key, pair in changed.items() if not key.startswith(("dims.", "schedule"))
@@ -192,17 +191,19 @@ class Sliced:
         return torch.cat((rule(score[:still], count - new), turning))
 
     def _scores(self) -> dict[tuple[str, str], Score]:
-        """Sums of squares over everything that an index touches."""
+        """Sums of squares over all matrices that an index touches."""
         scores: dict[tuple[str, str], Score] = {}
         for origin in {place.ours: place for place in self._from.values()}.values():
-            if origin.kind == layout.TABLE:
-                continue
+            if len(origin.piece_shape) < 2 or origin.kind == layout.TABLE:
+                continue  # vectors are gains and biases: no measure of what they belong to
             scope = _scope(origin.ours)
             for index in range(len(origin.official)):
                 names = self._old.names(origin, index)
                 tensor = self.source.piece(origin, index).double().square()
                 tensor = tensor.reshape(self._old.shape(names, tuple(tensor.shape)))
                 for axis, name in enumerate(names):
+                    if name == UNCUT:
+                        continue
                     key = (_of(name, scope), name)
                     sums = tensor.sum([i for i in range(tensor.ndim) if i != axis])
                     scores[key] = scores[key] + sums if key in scores else sums

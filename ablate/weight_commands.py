@@ -1,4 +1,4 @@
-"""Commands that make and move weights: `init`, `import`, `export`."""
+"""Commands that make and move weights: `init`, `import`, `export`, `slice`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -77,6 +77,41 @@ def init(
 
     chosen = overrides or []
     _say(form, fresh.init(chosen, config_dir or [], out, tokenizer, form, dtype, seed, shard_gb), as_json)
+
+
+@app.command("slice")
+def slice_(
+    source: Annotated[
+        Path, typer.Option("--from", help="Checkpoint folder of the larger model.", show_default=False)
+    ],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            "--to", help="The smaller one: model=NAME and overrides (repeatable).", show_default=False
+        ),
+    ],
+    out: Out,
+    policy: Annotated[str, typer.Option("--policy", help="What is kept: even, or magnitude.")] = "magnitude",
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="Text on which both models are evaluated.", show_default=False),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="hf, official or ablate.")] = "ablate",
+    dtype: Annotated[str, typer.Option("--dtype", help="As for export.")] = "stored",
+    seed: Annotated[int, typer.Option("--seed", help="Of what starts anew.")] = 0,
+    shard_gb: ShardGb = 5.0,
+    config_dir: ConfigDirs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut a smaller model out of a larger one: channels, heads, ranks, experts, layers; and say what was kept."""
+    from ablate import slice_run
+    from ablate.console import slice_screen
+
+    report = slice_run.run(source, to, config_dir or [], out, policy, text, form, dtype, seed, shard_gb)
+    if as_json:
+        print_json(report)
+    else:
+        slice_screen.sliced(report, out)
 
 
 def _convert(
