@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from ablate import config, schema
+from ablate.activity import activity
 from ablate.errors import BadInputError
 from ablate.export import limit, new_folder, watched
 from ablate.interop import tokens, writing
 from ablate.interop.folders import Folder, load_model
 from ablate.jsonable import jsonable
-from ablate.slicing import Sliced
+from ablate.slicing import Sliced, activation
 from ablate.variant import Variant
 
 REPORT = "slice.json"
@@ -41,7 +42,7 @@ def run(
 
     Args:
         to: overrides of the configuration that name the smaller model.
-        text: file on which both are evaluated.
+        text: file on which both are evaluated, and activations measured.
 
     Returns:
         The report, which is also in the folder.
@@ -54,8 +55,13 @@ def run(
     chosen = dataclasses.replace(config.load(to, config_dirs, require_sweep=False), data=schema.Data())
     chosen.model.vocab_size = chosen.model.vocab_size or larger.variant.dims.vocab_size
     held = None if text is None else _tokens(source, text, larger.variant.dims.vocab_size)
+    measured = None
+    if policy == activation.__name__:
+        if held is None:
+            raise BadInputError(f"policy={policy} needs a text to measure on: --text FILE.")
+        measured = activity(load_model(larger).eval(), held)
     with new_folder(out) as part:
-        smaller = Sliced(larger, Variant.from_run(chosen), policy, seed)
+        smaller = Sliced(larger, Variant.from_run(chosen), policy, seed, measured)
         ends = tokens.ends_of(source)
         writing.write(smaller, chosen, part, form, dtype, limit(shard_gb), ends, watched)
         tokens.copy(source, part, ends)

@@ -5,7 +5,7 @@ heads at the same places of every group, channels of heads, latents and ranks, e
 per layer. Pairs of rotary channels are those whose frequency the smaller model has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,12 @@ def magnitude(score: Score, count: int) -> Tensor:
     return score.argsort(descending=True, stable=True)[:count].sort().values
 
 
+@policy
+def activation(score: Score, count: int) -> Tensor:
+    """Hidden channels and experts that do most on a text (`ablate.activity`), all else by magnitude."""
+    return magnitude(score, count)
+
+
 @dataclass(frozen=True)
 class Report:
     """What became of a model.
@@ -71,12 +77,20 @@ class Report:
 class Sliced:
     """Weights of a smaller variant that are part of a larger one's, cut when they are asked for."""
 
-    def __init__(self, source: Weights, variant: Variant, chosen: str, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: Weights,
+        variant: Variant,
+        chosen: str,
+        seed: int = 0,
+        measured: Mapping[tuple[str, str], Score] | None = None,
+    ) -> None:
         """Match layers and choose what to keep; goes through the source's weights once, piece by piece.
 
         Args:
             chosen: name of the policy.
             seed: of what starts anew.
+            measured: scores by (layer, axis) that take the place of magnitudes.
 
         Raises:
             BadInputError: an unknown policy, or a variant that is not smaller in every way.
@@ -90,7 +104,7 @@ class Sliced:
         layers = _matched(source.variant, variant)
         self._places = {place.ours: place for place in layout.places(source.variant)}
         self._from, fresh = self._origins(layers)
-        self._kept = self._choose(POLICIES[chosen])
+        self._kept = self._choose(POLICIES[chosen], measured or {})
         sizes = self._new.sizes.items()
         kept = {name: f"{size} of {self._old.sizes[name]}" for name, size in sizes}
         old, new = (v.dims.qk_rope_head_dim for v in (source.variant, variant))
@@ -162,9 +176,11 @@ class Sliced:
                 fresh.setdefault(reason or "", []).append(place.ours)
         return found, fresh
 
-    def _choose(self, rule: Policy) -> dict[tuple[str, str], Tensor]:
+    def _choose(
+        self, rule: Policy, measured: Mapping[tuple[str, str], Score]
+    ) -> dict[tuple[str, str], Tensor]:
         """Indices to keep by (layer, axis); hidden channels under the layer ``."""
-        scores = self._scores() if rule is not even else {}
+        scores = {**self._scores(), **measured} if rule is not even else {}
         kept: dict[tuple[str, str], Tensor] = {}
         for origin in self._from.values():
             scope = _scope(origin.ours)

@@ -91,10 +91,16 @@ def slice_(
         ),
     ],
     out: Out,
-    policy: Annotated[str, typer.Option("--policy", help="What is kept: even, or magnitude.")] = "magnitude",
+    policy: Annotated[
+        str, typer.Option("--policy", help="What is kept: even, magnitude, or activation (needs --text).")
+    ] = "magnitude",
     text: Annotated[
         Path | None,
-        typer.Option("--text", help="Text on which both models are evaluated.", show_default=False),
+        typer.Option(
+            "--text",
+            help="Text on which both models are evaluated, and activations measured.",
+            show_default=False,
+        ),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="hf, official or ablate.")] = "ablate",
     dtype: Annotated[str, typer.Option("--dtype", help="As for export.")] = "stored",

@@ -11,6 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 from variants import make_variant
 
+from ablate.activity import activity
 from ablate.axes import Axes
 from ablate.cli import app
 from ablate.errors import BadInputError
@@ -132,7 +133,7 @@ def test_tensors_that_meet_are_cut_at_the_same_places(policy: str) -> None:
                 if name == "*":
                     continue
                 at = part // 100.0**axis % 100 - 1
-                lines = at.movedim(axis, 0).flatten(1)
+                lines = at.movedim(axis, 0).reshape(part.shape[axis], -1)
                 assert (lines == lines[:, :1]).all(), (place.ours, name)
                 layer = "" if name == "hidden" else ".".join(place.ours.split(".")[:2])
                 seen.setdefault((layer, name), set()).add(tuple(int(x) for x in lines[:, 0]))
@@ -179,6 +180,37 @@ def test_what_does_nothing_can_go_without_a_change() -> None:
         for name, tensor in again.state_dict().items():
             if not name.endswith("tid2eid"):
                 assert torch.equal(tensor, small.state_dict()[name]), name
+
+
+def test_activation_keeps_the_experts_that_are_used_and_the_channels_that_are_read() -> None:
+    """However large the weights of the others are."""
+    model = source(num_hash_layers=0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("correction_bias"):
+                tensor.copy_(torch.tensor([-9.0, 9.0, -9.0, 9.0]))
+            elif name.endswith(("attention_norm.weight", "ffn_norm.weight")):
+                tensor[::2] = 0.0
+            elif name.endswith(("ffn.gate_up", "ffn.down")):
+                tensor[::2] *= 100
+    measured = activity(model, ids(30))
+    assert measured["layers.4", "experts"].tolist() == [
+        0,
+        58,
+        0,
+        58,
+    ]  # two rows of 29 tokens, all to two experts
+    changes = {"hidden_size": 16, "n_routed_experts": 2, "num_hash_layers": 0, "num_nextn_predict_layers": 2}
+    small = built(
+        Sliced(InMemory(model), make_variant(**changes), "activation", measured=measured)
+    ).state_dict()
+    assert torch.equal(small["embedding"], model.embedding[:, 1::2])
+    assert torch.equal(small["layers.4.ffn.router.weight"], model.layers[4].ffn.router.weight[1::2, 1::2])
+    assert torch.equal(small["mtp.1.block.ffn.down"], model.state_dict()["mtp.1.block.ffn.down"][1::2, 1::2])
+    by_size = built(Sliced(InMemory(model), make_variant(**changes), "magnitude")).state_dict()
+    assert torch.equal(
+        by_size["layers.4.ffn.router.e_score_correction_bias"], torch.full((2,), -9.0, dtype=torch.float64)
+    )
 
 
 def test_rotary_pairs_keep_their_frequencies() -> None:
@@ -244,4 +276,13 @@ def test_the_command_slices_and_measures_on_a_text(tokenizer: Path, tmp_path: Pa
     report = json.loads((small / "slice.json").read_text())
     assert report["loss"]["before"] > 0
     assert f"{report['loss']['after']:.4f} after" in told
+    with pytest.raises(BadInputError, match="needs a text"):
+        ablate("slice", "--from", large, *half, "--policy", "activation", "--out", tmp_path / "other")
+    ablate(
+        "slice", "--from", large, *half, "--policy", "activation", "--text", text, "--out", tmp_path / "other"
+    )
+    assert (
+        json.loads((tmp_path / "other" / "slice.json").read_text())["loss"]["before"]
+        == report["loss"]["before"]
+    )
     assert ablate("generate", small, "--prompt", "a fox", "--tokens", "3").startswith("a fox")
