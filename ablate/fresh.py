@@ -93,6 +93,7 @@ def init(
                 f"Allowed: {count} or more, or 0 for as many as it has."
             )
     variant = Variant.from_run(run)
+    variant.check(variant.dims.max_position_embeddings, "model.max_position_embeddings")
     with new_folder(to) as part:
         writing.write(Fresh(variant, seed), run, part, form, dtype, limit(shard_gb), ends, watched)
         if tokenizer is not None:

@@ -54,6 +54,8 @@ def run(
     larger = Folder(source)
     chosen = dataclasses.replace(config.load(to, config_dirs, require_sweep=False), data=schema.Data())
     chosen.model.vocab_size = chosen.model.vocab_size or larger.variant.dims.vocab_size
+    variant = Variant.from_run(chosen)
+    variant.check(variant.dims.max_position_embeddings, "model.max_position_embeddings")
     held = None if text is None else _tokens(source, text, larger.variant.dims.vocab_size)
     measured = None
     if policy == activation.__name__:
@@ -61,7 +63,7 @@ def run(
             raise BadInputError(f"policy={policy} needs a text to measure on: --text FILE.")
         measured = activity(load_model(larger).eval(), held)
     with new_folder(out) as part:
-        smaller = Sliced(larger, Variant.from_run(chosen), policy, seed, measured)
+        smaller = Sliced(larger, variant, policy, seed, measured)
         ends = tokens.ends_of(source)
         writing.write(smaller, chosen, part, form, dtype, limit(shard_gb), ends, watched)
         tokens.copy(source, part, ends)

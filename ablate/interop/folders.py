@@ -72,6 +72,7 @@ class Folder:
                 f"{len(self.shards.headers)} tensors."
             )
         self.variant = Variant.from_run(self.run)
+        self.variant.check(self.variant.dims.max_position_embeddings, "model.max_position_embeddings")
         if not further:
             self.variant = dataclasses.replace(self.variant, prediction_layers=())
         self.places = layout.places(self.variant)

@@ -209,6 +209,7 @@ def untold(entries: dict[str, official.Entry], config: dict[str, Any]) -> None:
         (told(hidden_size=192), r"has shape .*160"),
         (told(n_routed_experts=10**9), "n_routed_experts=1000000000"),
         (told(scoring_func="softmax"), "scoring_func=softmax.*Allowed: sqrtsoftplus"),
+        (told(o_groups=3), "o_groups=3 does not divide num_attention_heads=4"),
         (told(compress_ratios=[0, 4]), "2 entries, expected 4"),
         (told(compress_ratios=[0, 4, 128, 4, 4]), "must be 0"),
         (told(quantization_config={"weight_block_size": [1, 128]}), "weight_block_size=.*128, 128"),

@@ -281,6 +281,17 @@ def test_the_command_slices_and_measures_on_a_text(tokenizer: Path, tmp_path: Pa
     report = json.loads((small / "slice.json").read_text())
     assert report["loss"]["before"] > 0
     assert f"{report['loss']['after']:.4f} after" in told
+    with pytest.raises(BadInputError, match="o_groups=2 does not divide num_attention_heads=3"):
+        ablate(
+            "slice",
+            "--from",
+            large,
+            *half,
+            "--to",
+            "model.num_attention_heads=3",
+            "--out",
+            tmp_path / "other",
+        )
     with pytest.raises(BadInputError, match="needs a text"):
         ablate("slice", "--from", large, *half, "--policy", "activation", "--out", tmp_path / "other")
     ablate(
