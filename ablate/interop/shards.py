@@ -122,6 +122,7 @@ class Writer:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self._waiting: dict[str, Tensor] = {}
+        self._held: set[int] = set()
         self._bytes = self._total = 0
         self._files: list[list[str]] = []
 
@@ -129,10 +130,12 @@ class Writer:
         """Keep a tensor for the current file, and write that when it is full."""
         if self._waiting and self._bytes + tensor.nbytes > self.limit:
             self._flush()
-        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        self._waiting[name] = (
-            tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
-        )
+        # A part of something larger would keep all of it in memory, and one tensor under two names is refused.
+        storage = tensor.untyped_storage()
+        own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._held
+        tensor = tensor.contiguous() if own else tensor.clone(memory_format=torch.contiguous_format)
+        self._held.add(tensor.untyped_storage().data_ptr())
+        self._waiting[name] = tensor
         self._bytes += tensor.nbytes
 
     def close(self) -> list[Path]:
@@ -156,7 +159,7 @@ class Writer:
         save_file(self._waiting, self._part(len(self._files)), {"format": "pt"})
         self._files.append(list(self._waiting))
         self._total += self._bytes
-        self._waiting, self._bytes = {}, 0
+        self._waiting, self._held, self._bytes = {}, set(), 0
 
     def _part(self, number: int) -> Path:
         return self.folder / f".part-{number:05d}"

@@ -15,7 +15,7 @@ from ablate.activity import activity
 from ablate.axes import Axes
 from ablate.cli import app
 from ablate.errors import BadInputError
-from ablate.interop.folders import whole
+from ablate.interop.folders import Folder, load_model, whole
 from ablate.interop.layout import Place, places
 from ablate.model import LanguageModel, build_model
 from ablate.slicing import POLICIES, Sliced
@@ -301,4 +301,10 @@ def test_the_command_slices_and_measures_on_a_text(tokenizer: Path, tmp_path: Pa
         json.loads((tmp_path / "other" / "slice.json").read_text())["loss"]["before"]
         == report["loss"]["before"]
     )
+    # More window layers than there are: they start from the same one.
+    windows = ["--to", "model=micro", "--to", "model.compress_ratios=swa*3,csa@4"]
+    ablate("slice", "--from", large, *windows, "--out", tmp_path / "windows")
+    layers = load_model(Folder(tmp_path / "windows")).state_dict()
+    assert torch.equal(layers["layers.0.attention.q_a_norm"], layers["layers.2.attention.q_a_norm"])
+    assert torch.equal(layers["layers.0.ffn.down"], layers["layers.2.ffn.down"])
     assert ablate("generate", small, "--prompt", "a fox", "--tokens", "3").startswith("a fox")
