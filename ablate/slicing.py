@@ -22,6 +22,9 @@ from ablate.variant import Variant
 from components import registry
 from components.spec import Layer
 
+AT_ONCE = 2**22
+"""Numbers of a tensor that are squared at once."""
+
 Score = Tensor
 """How much each index of an axis matters."""
 
@@ -215,20 +218,30 @@ class Sliced:
             scope = _scope(origin.ours)
             for index in range(len(origin.official)):
                 names = self._old.names(origin, index)
-                tensor = self.source.piece(origin, index).double().square()
-                tensor = tensor.reshape(self._old.shape(names, tuple(tensor.shape)))
-                for axis, name in enumerate(names):
-                    if name == UNCUT:
-                        continue
-                    key = (_of(name, scope), name)
-                    sums = tensor.sum([i for i in range(tensor.ndim) if i != axis])
-                    scores[key] = scores[key] + sums if key in scores else sums
+                tensor = self.source.piece(origin, index)
+                sums = _squares(tensor.reshape(self._old.shape(names, tuple(tensor.shape))))
+                for name, amount in zip(names, sums, strict=True):
+                    if name != UNCUT:
+                        key = (_of(name, scope), name)
+                        scores[key] = scores[key] + amount if key in scores else amount
                 if origin.kind == layout.EXPERT:
                     count = self._old.sizes["experts"]
                     each = torch.zeros(count, dtype=torch.float64)
-                    each[index * count // len(origin.official)] = tensor.sum()
+                    each[index * count // len(origin.official)] = sums[0].sum()
                     scores[scope, "experts"] = scores.get((scope, "experts"), torch.zeros_like(each)) + each
         return scores
+
+
+def _squares(tensor: Tensor) -> list[Score]:
+    """Sums of squares along every axis, by and by, so that no second tensor of that size is made."""
+    sums = [torch.zeros(size, dtype=torch.float64) for size in tensor.shape]
+    step = max(1, AT_ONCE * len(tensor) // tensor.numel())
+    for start in range(0, len(tensor), step):
+        part = tensor[start : start + step].double().square()
+        for axis, held in enumerate(sums):
+            amount = part.sum([i for i in range(part.ndim) if i != axis])
+            held[slice(start, start + step) if axis == 0 else slice(None)] += amount
+    return sums
 
 
 def _scope(name: str) -> str:
