@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # whoever only forgets checkpoints does not wait for PyTorch
 STATE, META, MANIFEST = "state.safetensors", "meta.json", "manifest.json"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """Final weights of a trial, and the configuration that builds the model they belong to."""
+INDEX = "model.safetensors.index.json"
+"""Which file has which tensor, where weights from elsewhere lie in several."""
 
 KEPT = 2
 """Checkpoints of a trial that are kept: the newest, and one to fall back to."""

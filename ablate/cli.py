@@ -25,6 +25,7 @@ from ablate.options import (
     view_study,
 )
 from ablate.questions import app as questions_app
+from ablate.weight_commands import app as weights_app
 
 app = typer.Typer(
     name="ablate",
@@ -39,6 +40,7 @@ app.add_typer(data_app)
 mlflow_app = typer.Typer(name="mlflow", help="The mirror of studies in MLflow.", no_args_is_help=True)
 app.add_typer(mlflow_app)
 app.add_typer(questions_app)
+app.add_typer(weights_app)
 
 
 @app.callback()
@@ -282,26 +284,6 @@ def generate(
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
-
-
-@app.command()
-def export(
-    trained: TrainedName,
-    out: Annotated[Path, typer.Option("--out", help="New folder to write to.", show_default=False)],
-    form: Annotated[
-        str, typer.Option("--format", help="hf: a model and tokenizer that stock transformers loads.")
-    ] = "hf",
-    home: HomeOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the weights of a trained trial as a folder that other programs load."""
-    from ablate import export as exporting
-
-    files = exporting.export(trained, form, out, home_at(home))
-    if as_json:
-        print_json({"format": form, "files": jsonable(files)})
-    else:
-        print("\n".join(map(str, files)))
 
 
 @app.command()

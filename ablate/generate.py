@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ablate import data, schema
-from ablate.checkpoint import CONFIG, WEIGHTS
+from ablate.checkpoint import CONFIG, INDEX, WEIGHTS
 from ablate.data import Corpus
 from ablate.errors import BadInputError
 from ablate.home import Home
@@ -28,12 +28,18 @@ PREFILL = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and the tokenizer it was trained with."""
+    """A model, and the tokenizer it was trained with.
+
+    Attributes:
+        vocab_size: ids from here on stand for no text.
+        end_id: ends a document, and a new one begins after it.
+    """
 
     folder: Path
     model: LanguageModel
     tokenizer: "Tokenizer"
-    corpus: Corpus
+    vocab_size: int
+    end_id: int
 
     def write(self, prompt: str, count: int, temperature: float, seed: int) -> Iterator[str]:
         """Text after `prompt`, in pieces of whole characters, up to `count` tokens or the document's end.
@@ -43,10 +49,9 @@ class Trained:
         Raises:
             BadInputError: as `draws`.
         """
-        end = self.corpus.facts["end_id"]
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
-        drawn = draws(self.model, ids, count, temperature, seed, self.corpus.vocab_size)
-        return self._text(itertools.takewhile(lambda token: token != end, drawn))
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.end_id]
+        drawn = draws(self.model, ids, count, temperature, seed, self.vocab_size)
+        return self._text(itertools.takewhile(lambda token: token != self.end_id, drawn))
 
     def _text(self, ids: Iterable[int]) -> Iterator[str]:
         from tokenizers.decoders import DecodeStream
@@ -59,14 +64,18 @@ class Trained:
 def find(text: str, home: Home) -> Path:
     """Folder with the weights that `text` means: itself, or the best trial of a study that still has them.
 
+    A folder may be a trial's or a checkpoint of any format that `ablate import` reads.
+
     Raises:
         BadInputError: there is no such folder or study, or it has no weights.
     """
     folder = Path(text).expanduser()
-    if (folder / WEIGHTS).is_file():
+    if any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         return folder
     if folder.is_dir():
-        raise BadInputError(f"{folder} has no {WEIGHTS}. Name a trial's folder below trials/, or a study.")
+        raise BadInputError(
+            f"{folder} has no {WEIGHTS} and no {INDEX}. Name a trial's folder below trials/, a checkpoint, or a study."
+        )
     from ablate import study
 
     view = study.view(study.find(home, text), home, with_verdicts=False)
@@ -90,24 +99,38 @@ def load(folder: Path, home: Home) -> Trained:
     """The model whose weights are in `folder`, in evaluation mode.
 
     Raises:
-        BadInputError: the configuration is missing, or the corpus with its tokenizer is not in `home`.
+        BadInputError: it is no checkpoint, or has no tokenizer and its corpus with one is not in `home`.
     """
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
-    if not (folder / CONFIG).is_file():
-        raise BadInputError(f"{folder} has no {CONFIG} beside its {WEIGHTS}.")
+    from ablate.interop import folders, tokens
+
+    if (folder / tokens.TOKENIZER).is_file():
+        tokenizer = Tokenizer.from_file(str(folder / tokens.TOKENIZER))
+        model = folders.load_model(folders.Folder(folder))
+        return Trained(folder, model.eval(), tokenizer, tokenizer.get_vocab_size(), tokens.end_id(folder))
     run = schema.from_dict(json.loads((folder / CONFIG).read_text()))
+    corpus = corpus_of(folder, run, home)
+    model = LanguageModel(Variant.from_run(run, run.model.vocab_size or corpus.vocab_size))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+    return Trained(folder, model.eval(), tokenizer, corpus.vocab_size, corpus.facts["end_id"])
+
+
+def corpus_of(folder: Path, run: schema.Run, home: Home) -> Corpus:
+    """What a trial was trained on, with its tokenizer.
+
+    Raises:
+        BadInputError: it is not in `home`.
+    """
     tokens = home.tokens / data.fingerprint(run.data)
     if not tokens.is_dir():
         raise BadInputError(
             f"home={home.root} has no corpus {tokens.name} of data={run.data.name}, which the tokenizer of "
             f"{folder} belongs to. Name the home that the trial was trained in with --home."
         )
-    corpus = Corpus.load(tokens)
-    model = LanguageModel(Variant.from_run(run, run.model.vocab_size or corpus.vocab_size))
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return Trained(folder, model.eval(), Tokenizer.from_file(str(corpus.tokenizer_path)), corpus)
+    return Corpus.load(tokens)
 
 
 def draws(

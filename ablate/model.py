@@ -258,15 +258,22 @@ def initialise(model: LanguageModel, seed: int) -> None:
     same values in all tensors that they have in common by name and shape. Vectors and constant matrices
     stay as constructed.
     """
-    std = model.variant.dims.initializer_range
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or bool((parameter == parameter.flatten()[0]).all()):
-            continue
-        # PyTorch's generator takes 32 bits of a seed, so both have to go into them.
-        generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-        values = torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
-        with torch.no_grad():
-            parameter.copy_(values)
+        if is_random(parameter):
+            with torch.no_grad():
+                parameter.copy_(drawn(name, parameter.shape, seed, model.variant.dims.initializer_range))
+
+
+def is_random(parameter: Tensor) -> bool:
+    """Whether construction filled it with random numbers."""
+    return parameter.ndim > 1 and not bool((parameter == parameter.flatten()[0]).all())
+
+
+def drawn(name: str, shape: Sequence[int], seed: int, std: float) -> Tensor:
+    """What `initialise` fills the tensor of that name with."""
+    # PyTorch's generator takes 32 bits of a seed, so both have to go into them.
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    return torch.empty(tuple(shape), device="cpu").normal_(0.0, std, generator=generator)
 
 
 def shape_of(variant: Variant) -> LanguageModel:

@@ -15,8 +15,9 @@ from rich.text import Text
 from ablate import config, explain, pricing, schema, units
 from ablate.costs import CostTable
 from ablate.errors import BadInputError
-from ablate.variant import Variant
+from ablate.variant import Variant, listed
 from components import registry
+from components.slots import Indexer
 from components.spec import Cost
 
 
@@ -70,7 +71,7 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     variant.check(seq_len)
     table = variant.costs(seq_len)
     curriculum.check(run, variant, f"model {run.model.name}")
-    warnings = variant.warnings(seq_len)
+    warnings = [*variant.warnings(seq_len), *_unchosen(variant, seq_len)]
     optimizer = optimization.flops_per_step(run.optimizer, variant)
     data = {
         "model": run.model.name,
@@ -98,6 +99,26 @@ def model(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Shown:
     ]
     notes = [*warnings, *([beside] if optimizer else []), *staged]
     return Shown(data, _model_picture(run.model.name, variant, seq_len, table, notes))
+
+
+def _unchosen(variant: Variant, seq_len: int) -> list[str]:
+    """Up to where indexers have nothing to choose; one that never has is the component's own warning."""
+    found: dict[str, list[int]] = {}
+    for layer in variant.layers:
+        used = {part.slot: part for part in variant.parts(layer)}
+        indexer = used.get("indexer")
+        if indexer is None or layer.topk >= seq_len // layer.ratio:
+            continue
+        assert issubclass(indexer.cls, Indexer)
+        if not indexer.cls.selects(indexer.config):
+            continue
+        until = (layer.topk + 1) * layer.ratio - 1
+        text = (
+            f"indexer/{indexer.name}: index_topk={layer.topk} at ratio {layer.ratio} chooses nothing in the first "
+            f"{until:,} tokens of a sequence, where queries see no more entries than that"
+        )
+        found.setdefault(text, []).append(layer.index)
+    return [f"{text} ({listed(members)})" for text, members in found.items()]
 
 
 _WIDE = 100

@@ -217,7 +217,7 @@ class Variant:
                     members = layers_of.setdefault(f"{part.slot}/{part.name}: {text}", [])
                     if layer.index not in members:
                         members.append(layer.index)
-        return [f"{text} ({_listed(members)})" for text, members in layers_of.items()]
+        return [f"{text} ({listed(members)})" for text, members in layers_of.items()]
 
     def costs(self, seq_len: int) -> CostTable:
         """Exact cost of one sequence, by component."""
@@ -341,7 +341,7 @@ def _flat(variant: Variant) -> dict[str, Any]:
     return values
 
 
-def _listed(indices: list[int]) -> str:
+def listed(indices: list[int]) -> str:
     """Ascending layer indices as text, such as `layers 0, 2-5`."""
     runs = []
     for _, group in itertools.groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):

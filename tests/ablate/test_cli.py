@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ablate import show as shows
+
 
 def _ablate(home: Path, *args: str, columns: str = "160") -> subprocess.CompletedProcess[str]:
     environment = {
@@ -172,3 +174,23 @@ def test_doctor(tmp_path: Path) -> None:
     broken = _ablate(tmp_path, "doctor")
     assert broken.returncode == 1
     assert "FAIL study database" in broken.stdout
+
+
+@pytest.mark.parametrize(
+    ("topk", "ratio", "seq_len", "until"),
+    [(192, 4, 4096, 771), (192, 4, 776, 771), (192, 4, 771, None), (10, 7, 4096, 76)],
+)
+def test_show_says_up_to_where_indexers_have_nothing_to_choose(
+    topk: int, ratio: int, seq_len: int, until: int | None
+) -> None:
+    """The token after that number is the first to close more blocks than may be chosen."""
+    assert until is None or (until // ratio, (until + 1) // ratio) == (topk, topk + 1)
+    sizes = [
+        f"model.index_topk={topk}",
+        f"model.compress_ratios=swa*2,csa@{ratio}*",
+        f"trainer.seq_len={seq_len}",
+    ]
+    shown = shows.show(["model=v4_mini_3b", *sizes], [])
+    said = [text for text in shown.data["warnings"] if text.startswith("indexer")]
+    assert len(said) == 1
+    assert (f"first {until} tokens" in said[0]) if until else (f"index_topk={topk} has no effect" in said[0])

@@ -101,8 +101,8 @@ def test_stock_transformers_loads_it_with_equal_logits_tokens_and_text(
 
     # Their cache, their sampler, our end of a document and our unused ids.
     text = theirs.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
-    mine = list(generate.draws(ours.model, ids[0].tolist(), 12, 0.0, 0, ours.corpus.vocab_size))
-    end = ours.corpus.facts["end_id"]
+    mine = list(generate.draws(ours.model, ids[0].tolist(), 12, 0.0, 0, ours.vocab_size))
+    end = ours.end_id
     mine = mine[: mine.index(end) + 1] if end in mine else mine
     assert text.tolist() == mine
     assert theirs.generation_config.eos_token_id == end == tokenizer.eos_token_id
@@ -118,7 +118,7 @@ def test_a_component_that_transformers_has_not_is_named_and_nothing_is_left(
 
 
 def test_bad_input_is_named(home: Home, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"format=gguf.*Allowed: hf"):
+    with pytest.raises(BadInputError, match=r"format=gguf.*Allowed: ablate, hf"):
         export(str(home.root), "gguf", tmp_path / "out", home)
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(BadInputError, match="already holds something"):
