@@ -63,7 +63,7 @@ BOUNDS: dict[str, Bound] = {
     "model.rms_norm_eps": _POSITIVE,
     "model.initializer_range": _POSITIVE,
     "model.max_position_embeddings": _COUNT,
-    "data.vocab_size": Bound(low=257, high=1_000_000),
+    "data.vocab_size": Bound(low=2, high=1_000_000),
     "data.val_fraction": Bound(low=0, high=0.5, open_low=True),
     "data.val_tokens": _COUNT,
     "data.max_bytes": _SIZE,

@@ -15,6 +15,8 @@ from ablate.variant import Variant
 
 EPOCHS = "data/epochs"
 """Metric of a trial: how often it went through the training text."""
+ACCURACY = "probe/accuracy"
+"""Metric of a trial on a probe: share of right answers on held-out sequences."""
 Outcome = Literal["complete", "diverged", "failed", "interrupted"]
 
 
@@ -162,7 +164,7 @@ class TrialResult:
         val_bpb: the same in bits per byte of text.
         tokens_hash: hash of the training tokens in the order they were seen.
         seconds: training wall time, evaluation excluded.
-        metrics: further scalars, `diag/…`, `loss/…` and `data/…`.
+        metrics: further scalars, `diag/…`, `loss/…`, `data/…` and `probe/…`.
         reason: why it ended early, in words.
     """
 

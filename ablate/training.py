@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ablate import checkpoint, optimization, randomness, schema, stages, staging
 from ablate.checkpoint import Checkpoint
-from ablate.data import Batch, Corpus
+from ablate.data import Batch, Source
 from ablate.errors import StopTraining
-from ablate.evaluation import Evaluation, evaluate
+from ablate.evaluation import Evaluation, bits_per_byte, evaluate
 from ablate.model import LanguageModel, initialise
 from ablate.records import EPOCHS, Meter, Outcome, Point, TrialResult, TrialSpec
 from ablate.variant import Variant
@@ -42,7 +42,7 @@ class Diverged(Exception):
     """The loss is not finite, or far worse than guessing."""
 
 
-def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> TrialResult:
+def train(spec: TrialSpec, corpus: Source, workdir: Path, meter: Meter) -> TrialResult:
     """Train one trial, from its newest checkpoint in `workdir` if there is one.
 
     Checkpoints stay there: until the result is settled, another attempt may need them.
@@ -83,13 +83,13 @@ def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> Trial
 class _Trial(LightningModule):
     """The model of a trial, and where its training stands."""
 
-    def __init__(self, spec: TrialSpec, run: schema.Run, corpus: Corpus) -> None:
+    def __init__(self, spec: TrialSpec, run: schema.Run, corpus: Source) -> None:
         super().__init__()
         variant = Variant.from_run(run, run.model.vocab_size)
         self.spec, self.run, self.corpus = spec, run, corpus
         self.model = LanguageModel(variant)
         initialise(self.model, spec.seed)
-        self.model.prepare(corpus.token_counts)
+        self.model.prepare(lambda: corpus.token_counts(run.trainer.seq_len))
         self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens, run.data.document_mask)
         self.step = 0
         self.seconds = 0.0
@@ -220,7 +220,7 @@ class _Trial(LightningModule):
         settings = self.run.trainer
         if outcome == "diverged":
             loss = self.uniform
-            bpb = loss * self.held.counted / math.log(2) / self.held.bytes
+            bpb = bits_per_byte(loss * self.held.counted, self.held)
         elif outcome == "complete":
             assert last is not None
             loss, bpb = last.loss, last.bpb
@@ -236,7 +236,7 @@ class _Trial(LightningModule):
             curve=tuple(self.curve),
             metrics={
                 EPOCHS: self.corpus.epochs(self.step, settings.batch_size, settings.seq_len),
-                **(last.diagnostics if last is not None else {}),
+                **(last.metrics if last is not None else {}),
             },
             reason=reason,
         )
