@@ -11,7 +11,7 @@ from torch import Tensor
 from ablate.data import Validation
 from ablate.data.corpus import LEFT_OUT
 from ablate.model import LanguageModel
-from ablate.records import ACCURACY
+from ablate.scores import ACCURACY
 
 TOKENS_AT_ONCE = 4096
 """Tokens per forward pass; bounds memory, changes nothing else."""

@@ -98,6 +98,8 @@ def load(folder: Path, home: Home) -> Trained:
     if not (folder / CONFIG).is_file():
         raise BadInputError(f"{folder} has no {CONFIG} beside its {WEIGHTS}.")
     run = schema.from_dict(json.loads((folder / CONFIG).read_text()))
+    if run.data.source.startswith(schema.PROBE):
+        raise BadInputError(f"{folder} was trained on data.source={run.data.source}, which is no text.")
     tokens = home.tokens / data.fingerprint(run.data)
     if not tokens.is_dir():
         raise BadInputError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ablate.schema import Run
+from ablate.scores import Score
 from ablate.searched import Searched
 from ablate.second_reading import Reading
 from ablate.specs import TrialSpec
@@ -15,8 +16,6 @@ from ablate.variant import Variant
 
 EPOCHS = "data/epochs"
 """Metric of a trial: how often it went through the training text."""
-ACCURACY = "probe/accuracy"
-"""Metric of a trial on a probe: share of right answers on held-out sequences."""
 Outcome = Literal["complete", "diverged", "failed", "interrupted"]
 
 
@@ -144,7 +143,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One point of a trial's curve. Losses are nats per token; `val_loss` is None between evaluations."""
+    """One point of a trial's curve, losses in nats; `val_loss` is None between evaluations, `accuracy` also of text."""
 
     step: int
     tokens: int
@@ -153,6 +152,7 @@ class Point:
     lr: float
     train_loss: float | None = None
     val_loss: float | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,3 +374,4 @@ class StudyView:
     workers: dict[str, tuple[str, int, int | None, float]]
     effects: Effects | None = None
     search: Searched | None = None
+    scores: tuple[Score, ...] = ()

@@ -5,6 +5,7 @@ unchanged study adds nothing. Time stamps of curve points follow from the study'
 MLflow takes an identical point twice as one, but a point with another time as a second one.
 """
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -195,6 +196,9 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
         values |= _summary("val/loss", losses) | _summary("val/bpb", bpbs)
         values["val/n"] = len(losses)
         values["tuned/lr"] = next((curve.best for curve in view.lr_curves if curve.arm == arm.name), None)
+        for score in (score for score in view.scores if score.arm == arm.name):
+            facts = dataclasses.asdict(score)
+            values |= {f"probe/{key}": value for key, value in facts.items() if key != "arm"}
     if resting and verdict is not None:
         values |= {
             "delta/mean": verdict.delta,
@@ -299,6 +303,7 @@ def _curve(view: StudyView, row: TrialRow) -> Iterator[Metric]:
         thin = i % stride == 0 or i == len(points) - 1
         for key, value, kept in (
             ("curve/val_loss", point.val_loss, True),
+            ("curve/accuracy", point.accuracy, True),
             ("curve/train_loss", point.train_loss, thin),
             ("curve/lr", point.lr, thin),
         ):

@@ -23,6 +23,7 @@ from ablate.errors import StopTraining
 from ablate.evaluation import Evaluation, bits_per_byte, evaluate
 from ablate.model import LanguageModel, initialise
 from ablate.records import EPOCHS, Meter, Outcome, Point, TrialResult, TrialSpec
+from ablate.scores import ACCURACY
 from ablate.variant import Variant
 
 with warnings.catch_warnings():
@@ -290,7 +291,7 @@ class _Driver(Callback):
         if found is not None:
             self.last = found
             self._refuse_divergence(self.last.loss)
-            trial.curve.append(self._point(trainer, self.last.loss))
+            trial.curve.append(self._point(trainer, self.last))
             trial.since, trial.counted = torch.zeros(()), 0
             self._meter.progress(trial.curve[-1])
         elif trial.step % self._look == 0:
@@ -322,7 +323,7 @@ class _Driver(Callback):
                 f"loss {loss:.3f} at step {trial.step} of {trial.spec.steps} is above guessing ({trial.uniform:.3f})"
             )
 
-    def _point(self, trainer: Trainer, val_loss: float | None) -> Point:
+    def _point(self, trainer: Trainer, evaluation: Evaluation | None) -> Point:
         trial = self._trial
         return Point(
             step=trial.step,
@@ -331,7 +332,8 @@ class _Driver(Callback):
             seconds=trial.seconds,
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             train_loss=float(trial.since) / trial.counted if trial.counted else None,
-            val_loss=val_loss,
+            val_loss=evaluation.loss if evaluation else None,
+            accuracy=evaluation.metrics.get(ACCURACY) if evaluation else None,
         )
 
 

@@ -87,7 +87,7 @@ class Probe(Registered):
     @staticmethod
     @abstractmethod
     def make(config: Any, vocab_size: int, seq_len: int, draws: Draws) -> Sequences:
-        """The sequences that `draws` are for, ids below `vocab_size`; each has the same number of questions."""
+        """The sequences that `draws` are for, ids below `vocab_size`; each asks something."""
 
 
 def check_room(needed: int, seq_len: int, why: str) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate import standing, units
-from ablate.console import effects_screen, parts, search_screen, standing_parts
+from ablate.console import effects_screen, parts, score_table, search_screen, standing_parts
 from ablate.records import StudyView, Verdict
 from ablate.standing import ArmStanding
 
@@ -39,6 +39,7 @@ def final(view: StudyView, links: dict[str, str]) -> None:
         console.print(parts.heading("No verdicts: arms so far"))
         console.print(standing_parts.arms_table(view, lines, console.width))
         console.print(Text(f"ranked by {basis}", style="dim"))
+    score_table.scores(console, view)
     if view.search is not None:
         search_screen.search(console, view.search)
     console.print(parts.heading("Compute"))

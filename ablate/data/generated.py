@@ -87,8 +87,15 @@ class Generated:
         return Validation(*_tensors(made), bytes=0, tokens=count * seq_len, scored=True)
 
     def check(self, seq_len: int) -> None:
-        """Raise `ValueError` where the task does not fit."""
-        self._probe.check(self.config, self.vocab_size, seq_len)
+        """Refuse sizes that the task does not fit.
+
+        Raises:
+            BadInputError: names the key, the value and what is allowed.
+        """
+        try:
+            self._probe.check(self.config, self.vocab_size, seq_len)
+        except ValueError as error:
+            raise BadInputError(f"data.source={PROBE}{self.name}: {error}.") from error
 
     def epochs(self, steps: int, batch_size: int, seq_len: int) -> float:
         """No sequence comes twice."""
@@ -119,10 +126,7 @@ def check(run: schema.Run) -> None:
     """
     if not is_probe(run.data):
         return
-    try:
-        Generated.of(run.data).check(run.trainer.seq_len)
-    except ValueError as error:
-        raise BadInputError(f"data.source={run.data.source}: {error}.") from error
+    Generated.of(run.data).check(run.trainer.seq_len)
     for stretch in run.trainer.curriculum:
         if stretch.get("seq_len"):
             raise refusal(

@@ -37,7 +37,7 @@ def _own_parameters(instance: Component) -> int:
 
 @pytest.mark.parametrize(
     "entry",
-    [entry for entry in ENTRIES if entry.slot not in ("optimizer", "mtp", "norm")],
+    [entry for entry in ENTRIES if entry.slot not in ("optimizer", "mtp", "norm", "probe")],
     ids=lambda entry: f"{entry.slot}/{entry.name}",
 )
 def test_the_price_is_that_of_the_instances_in_a_model_that_has_the_entry_everywhere(entry: Entry) -> None:

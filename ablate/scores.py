@@ -1,0 +1,87 @@
+"""How much of a probe arms get right, and on how many seeds they have solved it."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ablate import schema
+
+if TYPE_CHECKING:
+    from ablate.records import Plan, TrialRow
+
+ACCURACY = "probe/accuracy"
+"""Metric of a trial on a probe: share of right answers on held-out sequences."""
+
+SOLVED = 0.9
+"""Accuracy above which a seed has solved its probe; outcomes are nearly all far above or far below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What an arm gets right on fresh seeds, at its tuned learning rate.
+
+    Attributes:
+        accuracy: mean over the seeds; a trial that diverged has nothing right. None before the first has ended.
+        solved: seeds that got more than `SOLVED` right, of `n`.
+        low, high: Clopper-Pearson 95 % interval of the share of seeds that do; None without seeds.
+        steps: median number of steps to the first evaluation above `SOLVED`, over the seeds that solved it.
+        searched: highest accuracy at any learning rate of the search, which is never evidence.
+    """
+
+    arm: str
+    accuracy: float | None
+    solved: int
+    n: int
+    low: float | None
+    high: float | None
+    steps: float | None
+    searched: float | None
+
+
+def scores(plan: "Plan", rows: Sequence["TrialRow"]) -> tuple[Score, ...]:
+    """A score for every arm that has an ended trial, in the order of the plan; none where arms read text."""
+    if not plan.run.data.source.startswith(schema.PROBE):
+        return ()
+    ended = [row for row in rows if row.state in ("complete", "diverged")]
+    return tuple(
+        _score(arm.name, own)
+        for arm in plan.arms
+        if (own := [row for row in ended if row.spec.arm == arm.name])
+    )
+
+
+def _score(arm: str, ended: Sequence["TrialRow"]) -> Score:
+    from ablate import stats
+
+    fresh = [row for row in ended if row.spec.phase == "confirm"]
+    reached = [accuracy(row) for row in fresh]
+    solving = [row for row in fresh if accuracy(row) > SOLVED]
+    low, high = stats.proportion_interval(len(solving), len(fresh)) if fresh else (None, None)
+    return Score(
+        arm=arm,
+        accuracy=statistics.fmean(reached) if reached else None,
+        solved=len(solving),
+        n=len(fresh),
+        low=low,
+        high=high,
+        steps=statistics.median(map(_first_solved, solving)) if solving else None,
+        searched=max((accuracy(row) for row in ended if row.spec.phase == "search"), default=None),
+    )
+
+
+def ranked(found: Sequence[Score]) -> list[Score]:
+    """Best first: by accuracy on fresh seeds, before there are any by that of the search."""
+    return sorted(found, key=lambda score: (-(score.accuracy or 0.0), -(score.searched or 0.0)))
+
+
+def accuracy(row: "TrialRow") -> float:
+    """Share of right answers at the end of a trial, none of one that diverged."""
+    if row.state != "complete" or row.result is None:
+        return 0.0
+    return row.result.metrics.get(ACCURACY, 0.0)
+
+
+def _first_solved(row: "TrialRow") -> int:
+    assert row.result is not None
+    return next(point.step for point in row.result.curve if (point.accuracy or 0.0) > SOLVED)
