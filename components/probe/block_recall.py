@@ -11,7 +11,7 @@ from components.spec import searchable
 
 @register("block_recall", source="methodology of this project: a stressor for compressed attention")
 class BlockRecall(Probe):
-    """One pair at a known distance and place within its block: does it survive compression?
+    """One pair at a known distance and place within its block, to be recalled at the end.
 
     The last token has occurred once before, `distance` tokens back or up to a block more, with the answer
     behind it. All others are random tokens, so that the answer alone does not stand out. With `offset` -1 the

@@ -13,7 +13,7 @@ from components.spec import searchable
     "induction", source="Fu et al. 2022 (H3), arXiv 2212.14052 §3; Gu and Dao 2023, arXiv 2312.00752 §4.1.2"
 )
 class Induction(Probe):
-    """Random tokens with a special one among them: what followed it, when it comes again at the end?
+    """Random tokens with a special one among them, whose follower is asked when it comes again at the end.
 
     Token 0 is the special one. It stands once among the first tokens, at least `distance` before the last.
     """

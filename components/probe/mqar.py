@@ -11,7 +11,7 @@ from components.spec import searchable
 
 @register("mqar", source="Arora et al. 2023 (Zoology), arXiv 2312.04927 §4 and its released generator")
 class MQAR(Probe):
-    """Pairs of key and value, then every key once again: which value stood behind it?
+    """Pairs of key and value, then every key once again, to be followed by its value.
 
     `k1 v1 … kK vK`, then fillers (token 0) with the keys scattered among them, every one at an even distance
     g from the first place with p(g) ∝ g^(power-1). Keys are from the lower half of the vocabulary, values from

@@ -13,7 +13,7 @@ from components.spec import searchable
     "topk_saturation", source="methodology of this project: a stressor for attention that selects k entries"
 )
 class TopkSaturation(Probe):
-    """Many values behind one mark, as many behind another: which mark did a value stand behind?
+    """Many values behind one mark and as many behind another; asked is which of the two a value stood behind.
 
     `needles` pairs with mark 2 and as many with mark 3, each with a value of its own, in random order behind 0 to
     `phases - 1` fillers (token 0). Then `asked` of all values, each behind a token 1; the answer is its mark. To
