@@ -250,9 +250,7 @@ def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_jso
     from ablate.home import Home
 
     loaded = config.load(overrides or [], config_dir or [], require_sweep=False)
-    facts = description.describe(
-        loaded.data, Home.at(loaded.home, loaded.storage), loaded.trainer.seq_len
-    )
+    facts = description.describe(loaded.data, Home.at(loaded.home, loaded.storage), loaded.trainer.seq_len)
     if as_json:
         print_json(facts)
     else:
