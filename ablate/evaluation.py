@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ablate.data import Validation
@@ -22,7 +23,7 @@ class Evaluation:
     """Loss in nats per label and, of text, in bits per byte.
 
     Attributes:
-        metrics: the mean of every `diag/…` scalar over the text; of a probe the share of right answers.
+        metrics: the mean of every `diag/…` scalar over the text; of a probe `accuracies`.
     """
 
     loss: float
@@ -33,6 +34,18 @@ class Evaluation:
 def bits_per_byte(nats: float, held: Validation) -> float | None:
     """A sum of losses over all labels in bits per byte of their text, or None where they stand for none."""
     return nats / math.log(2) / held.bytes if held.bytes else None
+
+
+def accuracies(answers: Int[Tensor, "n s"], held: Validation) -> dict[str, float]:
+    """Share of right answers: of all, and by distance in steps of two, up to 1, 2, 4, … tokens back."""
+    assert held.distances is not None
+    right, asked = answers == held.labels, held.labels != LEFT_OUT
+    found = {ACCURACY: float(right[asked].double().mean())}
+    far = held.distances[asked & (held.distances > 0)].double().log2().ceil().long()
+    hits = right[asked & (held.distances > 0)].double()
+    for power in far.unique().tolist():
+        found[f"{ACCURACY}/{2**power}"] = float(hits[far == power].mean())
+    return found
 
 
 @torch.no_grad()
@@ -50,14 +63,15 @@ def evaluate(
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     sums: dict[str, Tensor] = {}
-    rows = right = 0
+    rows = 0
+    answers: list[Tensor] = []
     for inputs, labels, documents in _batches(held, model.head.device):
         with context():
             out = model(inputs, labels, documents if held.separate else None)
         assert out.loss is not None
         total += out.loss.double().cpu() * int((labels != LEFT_OUT).sum())
-        if held.scored:
-            right += int((out.logits.argmax(-1) == labels).sum())
+        if held.distances is not None:
+            answers.append(out.logits.argmax(-1).cpu())
         for key, value in out.aux.items():
             if key.startswith("diag/"):
                 sums[key] = sums.get(key, torch.zeros(())) + value.detach().float().cpu() * len(inputs)
@@ -67,7 +81,7 @@ def evaluate(
         loss=float(total) / held.counted,
         bpb=bits_per_byte(float(total), held),
         metrics={
-            **({ACCURACY: right / held.counted} if held.scored else {}),
+            **(accuracies(torch.cat(answers), held) if answers else {}),
             **{key: float(value) / rows for key, value in sums.items()},
         },
     )

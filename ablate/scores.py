@@ -1,7 +1,7 @@
 """How much of a probe arms get right, and on how many seeds they have solved it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ablate.records import Plan, TrialRow
 
 ACCURACY = "probe/accuracy"
-"""Metric of a trial on a probe: share of right answers on held-out sequences."""
+"""Metric of a trial on a probe: share of right answers on held-out sequences. `probe/accuracy/8` is that of answers
+which stand at most 8 and more than 4 tokens back, and so on."""
 
 SOLVED = 0.9
 """Accuracy above which a seed has solved its probe; outcomes are nearly all far above or far below."""
@@ -26,6 +27,7 @@ class Score:
         solved: seeds that got more than `SOLVED` right, of `n`.
         low, high: Clopper-Pearson 95 % interval of the share of seeds that do; None without seeds.
         steps: median number of steps to the first evaluation above `SOLVED`, over the seeds that solved it.
+        reach: mean accuracy by how far back answers stand: (at most so many tokens, more than half of it) to it.
         searched: highest accuracy at any learning rate of the search, which is never evidence.
     """
 
@@ -36,6 +38,7 @@ class Score:
     low: float | None
     high: float | None
     steps: float | None
+    reach: tuple[tuple[int, float], ...]
     searched: float | None
 
 
@@ -66,6 +69,7 @@ def _score(arm: str, ended: Sequence["TrialRow"]) -> Score:
         low=low,
         high=high,
         steps=statistics.median(map(_first_solved, solving)) if solving else None,
+        reach=_reach([row.result.metrics for row in fresh if row.state == "complete" and row.result]),
         searched=max((accuracy(row) for row in ended if row.spec.phase == "search"), default=None),
     )
 
@@ -80,6 +84,14 @@ def accuracy(row: "TrialRow") -> float:
     if row.state != "complete" or row.result is None:
         return 0.0
     return row.result.metrics.get(ACCURACY, 0.0)
+
+
+def _reach(metrics: Sequence[Mapping[str, float]]) -> tuple[tuple[int, float], ...]:
+    prefix = f"{ACCURACY}/"
+    bins = {int(key.removeprefix(prefix)) for found in metrics for key in found if key.startswith(prefix)}
+    return tuple(
+        (far, statistics.fmean(found[f"{prefix}{far}"] for found in metrics)) for far in sorted(bins)
+    )
 
 
 def _first_solved(row: "TrialRow") -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from ablate import matching, schema, stages
 from ablate.enrolment import ENDED
 from ablate.records import ArmPlan, Plan, StudyView, TrialRow
+from ablate.scores import ACCURACY
 
 CURVE_POINTS = 100
 """Points per curve that are mirrored; every evaluation is, training losses are thinned."""
@@ -198,7 +199,8 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
         values["tuned/lr"] = next((curve.best for curve in view.lr_curves if curve.arm == arm.name), None)
         for score in (score for score in view.scores if score.arm == arm.name):
             facts = dataclasses.asdict(score)
-            values |= {f"probe/{key}": value for key, value in facts.items() if key != "arm"}
+            values |= {f"probe/{key}": value for key, value in facts.items() if key not in ("arm", "reach")}
+            values |= {f"{ACCURACY}/{far}": value for far, value in score.reach}
     if resting and verdict is not None:
         values |= {
             "delta/mean": verdict.delta,

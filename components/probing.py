@@ -19,23 +19,31 @@ LEFT_OUT = -100
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Token ids, and at every position that is asked the token that follows; elsewhere `LEFT_OUT`."""
+    """What a model is shown, and what it should say.
+
+    Attributes:
+        inputs: token ids.
+        labels: at every position that is asked the token that follows; elsewhere `LEFT_OUT`.
+        distances: how many tokens back the answer stands there; 0 where none is asked that stands anywhere.
+    """
 
     inputs: Int[np.ndarray, "n s"]
     labels: Int[np.ndarray, "n s"]
+    distances: Int[np.ndarray, "n s"]
 
     @classmethod
     def blank(cls, inputs: Int[np.ndarray, "n s"]) -> "Sequences":
         """Sequences of which nothing is asked yet."""
-        return cls(inputs, np.full_like(inputs, LEFT_OUT))
+        return cls(inputs, np.full_like(inputs, LEFT_OUT), np.zeros_like(inputs))
 
     def put(self, places: Int[np.ndarray, "n k"], tokens: Int[np.ndarray, "n k"]) -> None:
         """Write `tokens` at `places`."""
         np.put_along_axis(self.inputs, places, tokens, axis=1)
 
-    def ask(self, places: Int[np.ndarray, "n k"], answers: Int[np.ndarray, "n k"]) -> None:
-        """Make `answers` what follows the tokens at `places`."""
-        np.put_along_axis(self.labels, places, answers, axis=1)
+    def ask(self, places: Int[np.ndarray, "n k"], stood: Int[np.ndarray, "n k"]) -> None:
+        """Ask at `places` for the tokens that have `stood` at those before."""
+        np.put_along_axis(self.labels, places, np.take_along_axis(self.inputs, stood, axis=1), axis=1)
+        np.put_along_axis(self.distances, places, places - stood, axis=1)
 
 
 class Draws:

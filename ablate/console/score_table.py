@@ -1,11 +1,14 @@
 """What arms get right on a probe, on the terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ablate.console import parts
 from ablate.records import StudyView
-from ablate.scores import SOLVED, ranked
+from ablate.scores import SOLVED, Score, ranked
 
 
 def scores(console: Console, view: StudyView) -> None:
@@ -32,8 +35,20 @@ def scores(console: Console, view: StudyView) -> None:
             _share(score.searched),
         )
     console.print(table)
+    if any(score.reach for score in view.scores):
+        console.print(_reach(view.scores))
     told = f"solved: seeds with more than {SOLVED:.0%} right on held-out sequences; exact interval of their share"
     console.print(Text(told, style="dim"))
+
+
+def _reach(found: Sequence[Score]) -> Table:
+    """Accuracy by how far back answers stand."""
+    bins = sorted({far for score in found for far, _ in score.reach})
+    table = parts.table("tokens back, up to", *((str(far), "right") for far in bins))
+    for score in ranked(found):
+        known = dict(score.reach)
+        table.add_row(Text(parts.words(score.arm)), *(_share(known.get(far)) for far in bins))
+    return table
 
 
 def _share(value: float | None) -> str:

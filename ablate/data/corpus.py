@@ -46,7 +46,8 @@ class Validation:
         bytes: the UTF-8 text of all labels that count; an end token has none, and sequences of probes neither.
         tokens: read by an evaluation, all of them.
         separate: whether documents are to see nothing of each other, and what follows their ends is left out.
-        scored: whether labels are right answers, so that accuracy on them says something.
+        distances: of a probe, how far back each answer stands [n, s], 0 where it does not. None of text, whose
+            labels are no right answers that accuracy would say something on.
     """
 
     inputs: "torch.Tensor"
@@ -55,7 +56,7 @@ class Validation:
     bytes: int
     tokens: int
     separate: bool = False
-    scored: bool = False
+    distances: "torch.Tensor | None" = None
 
     @property
     def counted(self) -> int:

@@ -58,7 +58,8 @@ class Generated:
     def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         """Row r of step t is sequence t * batch_size + r of the seed's stream, whatever the batch size."""
         made = self.sequences(seed, step * batch_size, batch_size, seq_len)
-        return Batch(*_tensors(made))
+        inputs, labels, documents, _ = _tensors(made)
+        return Batch(inputs, labels, documents)
 
     def sequences(self, seed: int, first: int, count: int, seq_len: int) -> "Sequences":
         """`count` sequences of a seed's stream from number `first` on."""
@@ -84,7 +85,8 @@ class Generated:
                 f"at least {seq_len}",
             )
         made = self.sequences(HELD_OUT, 0, count, seq_len)
-        return Validation(*_tensors(made), bytes=0, tokens=count * seq_len, scored=True)
+        inputs, labels, documents, distances = _tensors(made)
+        return Validation(inputs, labels, documents, bytes=0, tokens=count * seq_len, distances=distances)
 
     def check(self, seq_len: int) -> None:
         """Refuse sizes that the task does not fit.
@@ -149,9 +151,9 @@ def fingerprint(data: schema.Data) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _tensors(made: "Sequences") -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """Inputs, labels and document numbers."""
+def _tensors(made: "Sequences") -> "tuple[torch.Tensor, ...]":
+    """Inputs, labels, document numbers and distances."""
     import torch
 
-    inputs, labels = torch.from_numpy(made.inputs), torch.from_numpy(made.labels)
-    return inputs, labels, torch.zeros_like(inputs)
+    inputs, labels, distances = map(torch.from_numpy, (made.inputs, made.labels, made.distances))
+    return inputs, labels, torch.zeros_like(inputs), distances

@@ -95,7 +95,8 @@ def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
     if found := registration.deviations(view):
         lines += ["", "## Deviations from what was registered", "", *(f"- {say(text)}" for text in found)]
     if (scores := score_table.scores(view, arms)) is not None:
-        lines += [f"## {say(scores.caption)}", "", table.to_markdown(scores)]
+        lines += ["## Right answers", ""]
+        lines += [f"{say(part.caption)}\n\n{table.to_markdown(part)}" for part in scores.groups]
     if view.effects is not None:
         lines += ["## Effects of factors", ""]
         lines += [f"{say(text)}\n" for text in effects_table.notes(view.effects)]

@@ -8,6 +8,8 @@ from ablate.report.arms import Arm
 from ablate.report.table import Column, Row, Table
 from ablate.scores import SOLVED, ranked
 
+_REACH = "by how far back the answer stands"
+
 
 def scores(view: StudyView, arms: dict[str, Arm]) -> Table | None:
     """One row per arm, best first; None where arms read text."""
@@ -20,6 +22,15 @@ def scores(view: StudyView, arms: dict[str, Arm]) -> Table | None:
         Column("Share that do [95 % interval]", _interval),
         Column("Steps to it, median", lambda r: formats.integer(r["steps"])),
         Column("Best accuracy in the search", lambda r: formats.share(r["searched"])),
+    )
+    bins = sorted({far for score in view.scores for far, _ in score.reach})
+    columns += tuple(
+        Column(
+            f"Up to {far} tokens back",
+            lambda r, far=far: formats.share(dict(r["reach"]).get(far)),
+            group=_REACH,
+        )
+        for far in bins
     )
     caption = (
         f"Right answers on {view.plan.run.data.source}: held-out sequences, fresh seeds at the tuned learning rate; "

@@ -43,5 +43,5 @@ class Induction(Probe):
         last = np.full_like(place, seq_len - 1)
         made.put(place, np.zeros_like(place))
         made.put(last, np.zeros_like(place))
-        made.ask(last, np.take_along_axis(made.inputs, place + 1, axis=1))
+        made.ask(last, place + 1)
         return made

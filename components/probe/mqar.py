@@ -62,5 +62,5 @@ class MQAR(Probe):
         asked = begin + 2 * pairs + 2 * nearest[:, :pairs]
         order = draws.chosen(pairs, pairs)
         made.put(asked, np.take_along_axis(keys, order, axis=1))
-        made.ask(asked, np.take_along_axis(values, order, axis=1))
+        made.ask(asked, np.take_along_axis(stored + 1, order, axis=1))
         return made

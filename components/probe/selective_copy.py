@@ -45,7 +45,8 @@ class SelectiveCopy(Probe):
         begin = seq_len - config.tokens
         tokens = 2 + draws.below(vocab_size - 2, config.tokens)
         made = Sequences.blank(np.zeros((draws.count, seq_len), dtype=np.int64))
-        made.put(np.sort(draws.chosen(config.tokens, begin), axis=1), tokens)
+        stood = np.sort(draws.chosen(config.tokens, begin), axis=1)
+        made.put(stood, tokens)
         made.put(np.full((draws.count, 1), begin), np.ones((draws.count, 1), dtype=np.int64))
-        made.ask(np.broadcast_to(begin + np.arange(config.tokens), tokens.shape), tokens)
+        made.ask(np.broadcast_to(begin + np.arange(config.tokens), tokens.shape), stood)
         return made

@@ -45,9 +45,10 @@ class SpanCopy(Probe):
         made = Sequences.blank(1 + draws.below(vocab_size - 1, seq_len))
         again = seq_len - config.span
         mark = draws.below(again - config.distance + 1)
-        span = np.take_along_axis(made.inputs, mark + 1 + np.arange(config.span), axis=1)
+        stood = mark + 1 + np.arange(config.span)
+        span = np.take_along_axis(made.inputs, stood, axis=1)
         asked = np.broadcast_to(again + np.arange(config.span), span.shape)
         made.put(mark, np.zeros_like(mark))
         made.put(asked, np.concatenate([np.zeros_like(mark), span[:, :-1]], axis=1))
-        made.ask(asked, span)
+        made.ask(asked, stood)
         return made

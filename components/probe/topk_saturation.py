@@ -60,5 +60,5 @@ class TopkSaturation(Probe):
         asked = np.broadcast_to(seq_len + 1 - 2 * np.arange(config.asked, 0, -1), which.shape)
         made.put(asked - 1, np.ones_like(which))
         made.put(asked, np.take_along_axis(values, which, axis=1))
-        made.ask(asked, np.take_along_axis(marks, which, axis=1))
+        made.ask(asked, np.take_along_axis(stored, which, axis=1))
         return made

@@ -177,15 +177,21 @@ def test_loss_and_accuracy_are_those_of_the_questions_alone(probe: Generated, tm
     held = probe.validation(32, 640)
     with torch.no_grad():
         logits = model(held.inputs).logits.double()
-    nats, right = [], []
-    for row, labels in zip(logits, held.labels.tolist(), strict=True):
-        for scores, label in zip(row, labels, strict=True):
+    nats, right, by_reach = [], [], dict[int, list[bool]]()
+    assert held.distances is not None
+    for row, labels, distances in zip(logits, held.labels.tolist(), held.distances.tolist(), strict=True):
+        for scores, label, distance in zip(row, labels, distances, strict=True):
             if label != LEFT_OUT:
                 nats.append(float(scores.logsumexp(0) - scores[label]))
                 right.append(int(scores.argmax()) == label)
+                reach = next(far for far in (1, 2, 4, 8, 16, 32) if distance <= far)
+                by_reach.setdefault(reach, []).append(right[-1])
     assert len(nats) == 4 * 20
     assert result.val_loss == pytest.approx(sum(nats) / len(nats), rel=1e-5)
-    assert result.metrics[ACCURACY] == sum(right) / len(right)
+    found = {key: value for key, value in result.metrics.items() if key.startswith(ACCURACY)}
+    expected = {f"{ACCURACY}/{far}": sum(hits) / len(hits) for far, hits in by_reach.items()}
+    assert found == pytest.approx({ACCURACY: sum(right) / len(right), **expected})
+    assert len(expected) > 2
     assert result.val_bpb is None
 
 

@@ -35,7 +35,12 @@ def _study() -> tuple[Plan, tuple[TrialRow, ...]]:
 
     def scored(row: TrialRow) -> TrialRow:
         found = REACHED[row.spec.arm][row.spec.replicate] if row.spec.phase == "confirm" else 0.6
-        return studies.change(row, metrics={ACCURACY: found}, curve=_curve(found), val_bpb=None)
+        return studies.change(
+            row,
+            metrics={ACCURACY: found, **{f"{ACCURACY}/{far}": found / far for far in (2, 16)}},
+            curve=_curve(found),
+            val_bpb=None,
+        )
 
     return plan, tuple(map(scored, rows))
 
@@ -58,6 +63,7 @@ def test_seeds_above_nine_tenths_have_solved_it_with_an_exact_interval() -> None
         assert score.accuracy == pytest.approx(sum(REACHED[score.arm]) / 6)
         assert score.steps == 1000
         assert score.searched == 0.6
+        assert dict(score.reach) == pytest.approx({2: score.accuracy / 2, 16: score.accuracy / 16})
 
 
 def test_a_seed_that_diverged_has_solved_nothing() -> None:
@@ -86,6 +92,9 @@ def test_screens_show_them(screen: object, width: int, capsys: pytest.CaptureFix
     assert "95.7%" in dense
     assert "[36%, 100%]" in dense
     assert "1 of 6" in shown
+    assert any(
+        "47.8%" in line and "6.0%" in line for line in shown.splitlines()
+    )  # at most 2 and 16 tokens back
     assert max(map(len, shown.splitlines())) <= width or "ablate" in shown
     screen_of_text = dataclasses.replace(_view(), scores=())
     screen(*((screen_of_text, {}) if screen is end_screen.final else (screen_of_text,)))
@@ -106,6 +115,7 @@ def test_report_mirror_and_json_hold_them(tmp_path: Path) -> None:
         run.key: {m.key: m.value for m in run.metrics if m.step == 0} for run in tracking_runs.contents(view)
     }
     assert runs["arm/dense"]["probe/solved"] == 5
+    assert runs["arm/dense"][f"{ACCURACY}/2"] == pytest.approx(sum(REACHED["dense"]) / 12)
     assert runs["arm/csa"]["probe/high"] == pytest.approx(stats.beta.ppf(0.975, 2, 5))
     trial = next(row for row in view.trials if row.spec.phase == "confirm" and row.spec.arm == "csa")
     assert runs[f"trial/{trial.number}"][ACCURACY] == REACHED["csa"][trial.spec.replicate]

@@ -153,6 +153,8 @@ DEFINITIONS: dict[str, Callable[[list[int], int, dict[str, Any]], dict[int, int]
     "p_hop": p_hop,
 }
 """All that can be answered from the sequence; `context_token` has to be known by heart."""
+NOWHERE = ("state_tracking", "p_hop")
+"""Probes whose answers do not stand at a place."""
 GRID: list[tuple[str, dict[str, Any]]] = [
     (entry.name, {option: value})
     for entry in ENTRIES
@@ -179,8 +181,12 @@ def test_labels_are_what_a_search_finds_in_the_sequence(name: str, options: dict
     assert made.inputs.shape == made.labels.shape == (100, LENGTHS[name])
     assert made.inputs.min() >= 0
     assert made.inputs.max() < vocab_size
-    for tokens, labels in zip(made.inputs.tolist(), made.labels, strict=True):
-        assert asked(labels) == DEFINITIONS[name](tokens, vocab_size, options)
+    for tokens, labels, distances in zip(made.inputs.tolist(), made.labels, made.distances, strict=True):
+        answers = asked(labels)
+        assert answers == DEFINITIONS[name](tokens, vocab_size, options)
+        back = {place: int(distance) for place, distance in enumerate(distances) if distance}
+        assert set(back) == (set() if name in NOWHERE else set(answers))
+        assert all(tokens[place - distance] == answers[place] for place, distance in back.items())
 
 
 def test_modes_have_permutations_of_their_own_that_are_the_same_in_every_sequence() -> None:
