@@ -98,7 +98,7 @@ def load(folder: Path, home: Home) -> Trained:
     if not (folder / CONFIG).is_file():
         raise BadInputError(f"{folder} has no {CONFIG} beside its {WEIGHTS}.")
     run = schema.from_dict(json.loads((folder / CONFIG).read_text()))
-    if run.data.source.startswith(schema.PROBE):
+    if run.data.is_probe:
         raise BadInputError(f"{folder} was trained on data.source={run.data.source}, which is no text.")
     tokens = home.tokens / data.fingerprint(run.data)
     if not tokens.is_dir():

@@ -110,6 +110,11 @@ class Data:
     """0 means all of it."""
     document_mask: bool = False
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether sequences are generated, with right answers."""
+        return self.source.startswith(PROBE)
+
 
 @dataclass
 class Budget:

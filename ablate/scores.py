@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ablate import schema
-
 if TYPE_CHECKING:
     from ablate.records import Plan, TrialRow
 
@@ -44,7 +42,7 @@ class Score:
 
 def scores(plan: "Plan", rows: Sequence["TrialRow"]) -> tuple[Score, ...]:
     """A score for every arm that has an ended trial, in the order of the plan; none where arms read text."""
-    if not plan.run.data.source.startswith(schema.PROBE):
+    if not plan.run.data.is_probe:
         return ()
     ended = [row for row in rows if row.state in ("complete", "diverged")]
     return tuple(

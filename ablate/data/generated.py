@@ -115,18 +115,13 @@ class Generated:
         return torch.bincount(torch.from_numpy(inputs).flatten(), minlength=self.vocab_size)
 
 
-def is_probe(data: schema.Data) -> bool:
-    """Whether sequences are generated."""
-    return data.source.startswith(PROBE)
-
-
 def check(run: schema.Run) -> None:
     """Refuse what a probe cannot be trained with; text is not judged here.
 
     Raises:
         BadInputError: names the key, the value and what is allowed.
     """
-    if not is_probe(run.data):
+    if not run.data.is_probe:
         return
     Generated.of(run.data).check(run.trainer.seq_len)
     for stretch in run.trainer.curriculum:

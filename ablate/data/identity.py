@@ -19,7 +19,7 @@ def fingerprint(data: schema.Data) -> str:
     Raises:
         BadInputError: files or a tokenizer that are not there.
     """
-    if generated.is_probe(data):
+    if data.is_probe:
         return generated.fingerprint(data)
     files = local_files(data)
     path = tokenizer_file(data)

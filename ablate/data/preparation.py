@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ablate import schema
 from ablate.data import vocabulary
 from ablate.data.corpus import SIDECAR, TOKENIZER, TRAIN, VAL, VAL_BYTES, Corpus
-from ablate.data.generated import Generated, is_probe
+from ablate.data.generated import Generated
 from ablate.data.identity import CONTRACT, fingerprint
 from ablate.data.refusal import refusal
 from ablate.data.sources import documents, open_stream
@@ -31,7 +31,7 @@ def prepare(data: schema.Data, home: Home) -> Corpus | Generated:
     Raises:
         BadInputError: text or tokenizer cannot be read (nothing is written then), or no document is held out.
     """
-    if is_probe(data):
+    if data.is_probe:
         return Generated.of(data)
     name = fingerprint(data)
     folder = home.tokens / name

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate import schema
-from ablate.data import generated
 from ablate.data.refusal import neighbours, refusal
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def vocab_size(data: schema.Data) -> int:
     Raises:
         BadInputError: no such tokenizer, or one that cannot be trained.
     """
-    if generated.is_probe(data):
+    if data.is_probe:
         return data.vocab_size
     if data.tokenizer == BPE:
         if data.vocab_size < _SMALLEST_BPE:
