@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ablate.data import Validation
-from ablate.data.corpus import LEFT_OUT
 from ablate.model import LanguageModel
 from ablate.scores import ACCURACY
+from components.spec import LEFT_OUT
 
 TOKENS_AT_ONCE = 4096
 """Tokens per forward pass; bounds memory, changes nothing else."""

@@ -12,9 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from components.slots import Registered
-
-LEFT_OUT = -100
-"""Label of a position that is not asked."""
+from components.spec import LEFT_OUT
 
 
 @dataclass(frozen=True, slots=True)

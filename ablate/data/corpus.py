@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.data.refusal import refusal
-from components.probing import LEFT_OUT
+from components.spec import LEFT_OUT
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,10 +3,10 @@
 from typing import Any
 
 from ablate import schema, units
-from ablate.data.corpus import LEFT_OUT
 from ablate.data.generated import HELD_OUT, Generated
 from ablate.data.preparation import prepare
 from ablate.home import Home
+from components.spec import LEFT_OUT
 
 _SAMPLE_TOKENS = 96
 

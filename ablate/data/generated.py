@@ -11,12 +11,12 @@ from ablate.data.corpus import Batch, Validation
 from ablate.data.refusal import refusal
 from ablate.errors import BadInputError
 from ablate.schema import PROBE
-from components import registry
 
 if TYPE_CHECKING:
     import torch
 
     from components.probing import Probe, Sequences
+    from components.registry import Entry
 
 CONTRACT = "1"
 """Rises when the same seed would give other sequences."""
@@ -44,11 +44,12 @@ class Generated:
         Raises:
             BadInputError: no such probe.
         """
-        entry = registry.get("probe", data.source.removeprefix(PROBE))
+        entry = _entry(data)
         return cls(entry.name, entry.config(data.args), data.vocab_size, fingerprint(data))
 
     @property
     def _probe(self) -> "type[Probe]":
+        from components import registry
         from components.probing import Probe
 
         cls = registry.get("probe", self.name).cls
@@ -136,7 +137,7 @@ def check(run: schema.Run) -> None:
 
 def fingerprint(data: schema.Data) -> str:
     """Hash of everything that decides the sequences."""
-    entry = registry.get("probe", data.source.removeprefix(PROBE))
+    entry = _entry(data)
     parts = {
         "contract": CONTRACT,
         "source": data.source,
@@ -144,6 +145,12 @@ def fingerprint(data: schema.Data) -> str:
         "vocab_size": data.vocab_size,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _entry(data: schema.Data) -> "Entry":
+    from components import registry  # PyTorch with it, which planning text does without
+
+    return registry.get("probe", data.source.removeprefix(PROBE))
 
 
 def _tensors(made: "Sequences") -> "tuple[torch.Tensor, ...]":

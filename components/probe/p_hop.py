@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from components.probing import LEFT_OUT, Draws, Probe, Sequences, check_counts, check_room, check_tokens
+from components.probing import Draws, Probe, Sequences, check_counts, check_room, check_tokens
 from components.registry import register
-from components.spec import searchable
+from components.spec import LEFT_OUT, searchable
 
 
 @register("p_hop", source="Sanford et al. 2024, arXiv 2402.09268 §4")

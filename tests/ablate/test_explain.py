@@ -114,6 +114,9 @@ def test_the_list_has_every_entry_with_slot_line_source_and_cost() -> None:
         assert entry.summary in lines[at]  # brackets of formulas too
         assert entry.source in lines[at + 1]
         price = pricing.price(entry, run, 256)
+        if entry.slot == "probe":  # no part of a model
+            assert price is None
+            continue
         assert price is not None
         if price.instances:
             assert lines[at].split()[1] == f"{price.params:,}"

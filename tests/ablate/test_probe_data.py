@@ -19,7 +19,7 @@ from ablate.records import TrialSpec
 from ablate.scores import ACCURACY
 from ablate.trials import spec_for
 from ablate.variant import Variant
-from components.probing import LEFT_OUT
+from components.spec import LEFT_OUT
 
 MQAR = ["sweep=smoke", "data=probe/mqar", "trainer.device=cpu"]
 SETTINGS = schema.Data(

@@ -11,8 +11,8 @@ from scipy import stats
 
 from components import registry
 from components.probe.state_tracking import elements, products
-from components.probing import LEFT_OUT, Draws, Probe, Sequences
-from components.spec import search_space
+from components.probing import Draws, Probe, Sequences
+from components.spec import LEFT_OUT, search_space
 
 ENTRIES = registry.entries("probe")
 LENGTHS = {
@@ -25,6 +25,7 @@ LENGTHS = {
     "topk_saturation": 288,
     "p_hop": 192,
     "context_token": 40,
+    "passkey": 96,
 }
 """Tokens that the hardest settings of the grids have room in."""
 
@@ -95,6 +96,19 @@ def span_copy(tokens: list[int], vocab_size: int, options: dict[str, Any]) -> di
     return {again + i: tokens[mark + 1 + i] for i in range(span)}
 
 
+def passkey(tokens: list[int], vocab_size: int, options: dict[str, Any]) -> dict[int, int]:
+    digits, depth, half = options.get("digits", 5), options.get("depth", -1.0), vocab_size // 2
+    mark, again = (i for i, token in enumerate(tokens) if token == 0)
+    key = tokens[mark + 1 : mark + 1 + digits]
+    assert len(tokens) - again == digits
+    assert tokens[again + 1 :] == key[:-1]
+    assert all(token >= half for token in key)
+    assert all(token < half for token in tokens[:mark] + tokens[mark + 1 + digits : again])
+    if depth >= 0:
+        assert mark == round(depth * (again - digits - 1))
+    return {again + i: token for i, token in enumerate(key)}
+
+
 def selective_copy(tokens: list[int], vocab_size: int, options: dict[str, Any]) -> dict[int, int]:
     begin, count = tokens.index(1), options.get("tokens", 16)
     said = [token for token in tokens[:begin] if token]
@@ -151,6 +165,7 @@ DEFINITIONS: dict[str, Callable[[list[int], int, dict[str, Any]], dict[int, int]
     "state_tracking": state_tracking,
     "topk_saturation": topk_saturation,
     "p_hop": p_hop,
+    "passkey": passkey,
 }
 """All that can be answered from the sequence; `context_token` has to be known by heart."""
 NOWHERE = ("state_tracking", "p_hop")
@@ -302,6 +317,9 @@ def test_a_key_stands_at_every_place_of_its_block() -> None:
         ("p_hop", (4, 63), {}, "trainer.seq_len=63 .* at least 64"),
         ("p_hop", (4, 64), {"hops": 0}, "hops=0"),
         ("context_token", (3, 64), {}, "data.vocab_size=3 .* at least 4"),
+        ("passkey", (64, 10), {}, "trainer.seq_len=10 .* at least 11"),
+        ("passkey", (3, 64), {}, "data.vocab_size=3 .* at least 4"),
+        ("passkey", (64, 64), {"depth": 1.5}, "depth=1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
@@ -322,6 +340,7 @@ def test_what_does_not_fit_is_refused_by_name(
         ("state_tracking", (2, 2)),
         ("topk_saturation", (20, 55)),
         ("p_hop", (2, 32)),
+        ("passkey", (4, 11)),
     ],
 )
 def test_the_smallest_sizes_that_are_allowed_work(name: str, sizes: tuple[int, int]) -> None:
