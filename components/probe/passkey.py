@@ -15,7 +15,7 @@ class Passkey(Probe):
 
     Token 0 announces the key, and asks for it again. Keys are from the upper half of the vocabulary, fillers from
     the lower, so that nothing else looks like a key. With `depth` -1 it stands anywhere; from 0 to 1 always at that
-    share of the way. `data.lengths` asks the same in longer sequences than those of the training.
+    share of the way.
     """
 
     vocab_size = 64

@@ -9,7 +9,7 @@ import pytest
 import study_views
 from scipy import stats
 
-from ablate import schema, scores, tracking_runs
+from ablate import schema, scores, tracking_runs, verdict
 from ablate.console import end_screen, status_screen, verdict_screen
 from ablate.jsonable import jsonable
 from ablate.records import Plan, Point, StudyView, TrialRow
@@ -47,8 +47,14 @@ def _study() -> tuple[Plan, tuple[TrialRow, ...]]:
 
 def _view() -> StudyView:
     plan, rows = _study()
-    view = dataclasses.replace(study_views.view(), plan=plan, trials=rows, scores=scores.scores(plan, rows))
-    return dataclasses.replace(view, verdicts=(studies.judged(plan, rows),))
+    return dataclasses.replace(
+        study_views.view(),
+        plan=plan,
+        trials=rows,
+        lr_curves=verdict.lr_curves(plan, rows),
+        verdicts=verdict.verdicts(plan, rows),
+        scores=scores.scores(plan, rows),
+    )
 
 
 def test_seeds_above_nine_tenths_have_solved_it_with_an_exact_interval() -> None:
