@@ -9,7 +9,7 @@ import pytest
 import study_views
 from scipy import stats
 
-from ablate import schema, scores, tracking_runs, verdict
+from ablate import registration, schema, scores, tracking_runs, verdict
 from ablate.console import end_screen, status_screen, verdict_screen
 from ablate.jsonable import jsonable
 from ablate.records import Plan, Point, StudyView, TrialRow
@@ -112,7 +112,7 @@ def test_report_mirror_and_json_hold_them(tmp_path: Path) -> None:
     files = write(view, tmp_path)
     told = json.loads(files["JSON"].read_text())["scores"]
     assert [(row["arm"], row["solved"], row["n"]) for row in told] == [("dense", 5, 6), ("csa", 1, 6)]
-    assert told == jsonable(view)["scores"]
+    assert told == jsonable(view)["scores"] == registration.answer(view)["scores"]
     for kind in ("HTML report", "Markdown"):
         text = files[kind].read_text()
         assert "5 of 6" in text
