@@ -114,8 +114,10 @@ def test_too_few_tokens_for_a_bpe_are_refused_too(tmp_path: Path) -> None:
 def test_what_decides_the_sequences_decides_trials_and_nothing_is_written(tmp_path: Path) -> None:
     """Each change alone gives other fingerprints; text has no options that could."""
 
+    run = config.load(MQAR)
+
     def planned(*overrides: str) -> tuple[str, str]:
-        plan = planning.make_plan(config.load([*MQAR, *overrides]), Home(tmp_path))
+        plan = planning.make_plan(config.changed(run, overrides), Home(tmp_path))
         return plan.study, spec_for(plan, plan.arms[0], "search", 0, 0, 1e-3).fingerprint
 
     changes = [
