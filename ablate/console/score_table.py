@@ -28,11 +28,11 @@ def scores(console: Console, view: StudyView) -> None:
         bounded = score.low is not None and score.high is not None
         table.add_row(
             Text(parts.words(score.arm)),
-            _share(score.accuracy),
+            share(score.accuracy),
             f"{score.solved} of {score.n}",
             f"[{score.low:.0%}, {score.high:.0%}]" if bounded else "",
             "–" if score.steps is None else f"{score.steps:,.0f}",
-            _share(score.searched),
+            share(score.searched),
         )
     console.print(table)
     if any(score.reach for score in view.scores):
@@ -47,9 +47,10 @@ def _reach(found: Sequence[Score]) -> Table:
     table = parts.table("tokens back, up to", *((str(far), "right") for far in bins))
     for score in ranked(found):
         known = dict(score.reach)
-        table.add_row(Text(parts.words(score.arm)), *(_share(known.get(far)) for far in bins))
+        table.add_row(Text(parts.words(score.arm)), *(share(known.get(far)) for far in bins))
     return table
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """An accuracy, or a dash."""
     return "–" if value is None else f"{value:.1%}"

@@ -99,6 +99,7 @@ def test_screens_show_them(screen: object, width: int, capsys: pytest.CaptureFix
     assert "95.7%" in dense
     assert "[36%, 100%]" in dense
     assert "1 of 6" in shown
+    assert "bits/byte" not in shown
     assert any(
         "47.8%" in line and "6.0%" in line for line in shown.splitlines()
     )  # at most 2 and 16 tokens back
