@@ -10,13 +10,14 @@ import variants
 from safetensors.torch import load_file
 from test_training import Purse
 
-from ablate import config, data, planning, schema, training
+from ablate import config, curriculum, data, planning, schema, training
 from ablate.data import Generated
 from ablate.errors import BadInputError
 from ablate.home import Home
 from ablate.model import LanguageModel
 from ablate.records import TrialSpec
 from ablate.scores import ACCURACY
+from ablate.stages import Staged
 from ablate.trials import spec_for
 from ablate.variant import Variant
 from components.spec import LEFT_OUT
@@ -46,6 +47,7 @@ def _spec(steps: int = 6, schedule: str = "swa,csa@4,hca@8,csa@4,swa", **changes
         optimizer=schema.Optimizer("adamw"),
         trainer=schema.Trainer(device="cpu", seq_len=32, batch_size=4, evals=3, checkpoint_seconds=1e9),
     )
+    evaluations = curriculum.evaluations(run, Variant.from_run(run), Staged(steps=steps, step_mflop=1))
     return TrialSpec(
         fingerprint=f"{steps} {schedule}",
         arm="v4",
@@ -56,7 +58,7 @@ def _spec(steps: int = 6, schedule: str = "swa,csa@4,hca@8,csa@4,swa", **changes
         run=schema.to_dict(run),
         steps=steps,
         step_mflop=1,
-        early=(),
+        evaluations=evaluations,
         data_fingerprint="",
     )
 
