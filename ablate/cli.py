@@ -246,13 +246,13 @@ def show(
 
 @data_app.command("show")
 def data_show(overrides: Overrides = None, config_dir: ConfigDirs = None, as_json: AsJson = False) -> None:
-    """Show a corpus: documents, tokens, bytes per token, fingerprint, sample. Tokenises it on first use."""
+    """Show a corpus (documents, tokens, sample; tokenised on first use) or a probe (options, one sequence)."""
     from ablate import config
     from ablate.data import description
     from ablate.home import Home
 
     loaded = config.load(overrides or [], config_dir or [], require_sweep=False)
-    facts = description.describe(loaded.data, Home.at(loaded.home, loaded.storage))
+    facts = description.describe(loaded.data, Home.at(loaded.home, loaded.storage), loaded.trainer.seq_len)
     if as_json:
         print_json(facts)
     else:

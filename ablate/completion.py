@@ -83,7 +83,8 @@ def _values(key: str) -> Iterable[str]:
     if key not in _groups():
         return []
     shipped = [path.stem for path in Path(str(files("sweeps") / key)).glob("*.yaml")]
-    return [*shipped, *(_components(key) if key in _SLOTS else [])]
+    probes = [f"{schema.PROBE}{name}" for name in _components("probe")] if key == "data" else []
+    return [*shipped, *probes, *(_components(key) if key in _SLOTS else [])]
 
 
 def _components(slot: str) -> Iterable[str]:

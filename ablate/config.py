@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -26,8 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from ablate import open_search, schema
 from ablate.errors import BadInputError
 from ablate.locate import line_with, locate
+from ablate.schema import PROBE
 from ablate.tree import Tree, allowed_keys, apply_arm
 from components import registry
+from components.probing import Probe
 
 GROUPS = ("model", "data", "budget", "optimizer", "trainer", "launcher", "tracking", "sweep")
 """Config groups whose options are YAML files; slots take theirs from the registry, and from YAML too."""
@@ -113,6 +115,8 @@ def options(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, str]:
     for root in (_shipped(), *(Path(folder) for folder in config_dirs)):
         for path in sorted((root / group).glob("*.yaml")):
             found.setdefault(path.stem, _header(path))
+    if group == "data":
+        found |= {f"{PROBE}{entry.name}": entry.summary for entry in registry.entries("probe")}
     return found
 
 
@@ -225,7 +229,7 @@ def _compose(
         texts.append("hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in folders) + "]")
     with _LOCK:
         store, outer = ConfigStore.instance(), GlobalHydra.instance().hydra
-        had = {slot: copy.copy(store.repo.get(slot)) for slot in _REGISTERED}
+        had = {slot: copy.copy(store.repo.get(slot)) for slot in (*_REGISTERED, "data")}
         GlobalHydra.instance().clear()
         try:
             for slot in _REGISTERED:
@@ -233,6 +237,12 @@ def _compose(
                 for entry in registry.entries(slot):
                     if file_of(slot, entry.name, folders) is None:
                         store.store(group=slot, name=entry.name, node={"name": entry.name, "args": {}})
+            for entry in registry.entries("probe"):
+                node = {
+                    "source": f"{PROBE}{entry.name}",
+                    "vocab_size": cast(type[Probe], entry.cls).vocab_size,
+                }
+                store.store(group=f"data/{PROBE.rstrip('/')}", name=entry.name, node=node)
             with initialize_config_module(config_module="sweeps", version_base="1.3"):
                 composed = compose(config_name="config", overrides=texts, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, OSError) as error:

@@ -22,29 +22,29 @@ _ENDS = 16
 Weights = dict[str, Tensor]
 
 
-def probe_rows(trainer: schema.Trainer, rows: int) -> int:
+def watched_rows(trainer: schema.Trainer, rows: int) -> int:
     """Sequences of the probe batch, of `rows` held-out ones that there are; 0 where nothing is watched."""
-    if trainer.probe_tokens == 0:
+    if trainer.watch_tokens == 0:
         return 0
-    return min(rows, max(1, trainer.probe_tokens // trainer.seq_len))
+    return min(rows, max(1, trainer.watch_tokens // trainer.seq_len))
 
 
-def probes(trainer: schema.Trainer, evaluation: int, evaluations: int) -> bool:
+def is_due(trainer: schema.Trainer, evaluation: int, evaluations: int) -> bool:
     """Whether the probe follows that evaluation, counted from 1. It does the last one, whatever the interval."""
-    if trainer.probe_tokens == 0:
+    if trainer.watch_tokens == 0:
         return False
-    return evaluation == evaluations or evaluation % trainer.probe_every == 0
+    return evaluation == evaluations or evaluation % trainer.watch_every == 0
 
 
-def probed_tokens(trainer: schema.Trainer, rows: int, evaluations: int) -> int:
+def watched_tokens(trainer: schema.Trainer, rows: int, evaluations: int) -> int:
     """Tokens of all forward passes that a trial's diagnostics take, at most.
 
     Args:
         rows: held-out sequences that there are.
         evaluations: of the trial.
     """
-    times = sum(probes(trainer, i, evaluations) for i in range(1, evaluations + 1))
-    once = probe_rows(trainer, rows)
+    times = sum(is_due(trainer, i, evaluations) for i in range(1, evaluations + 1))
+    once = watched_rows(trainer, rows)
     shorter = sum(_lengths(trainer.seq_len)) if times else 0
     return once * (times * trainer.seq_len + shorter)
 

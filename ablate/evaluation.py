@@ -1,4 +1,4 @@
-"""Loss of a model on held-out text."""
+"""Held-out loss of a model, and its accuracy on a probe."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,11 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ablate.data import Validation
-from ablate.data.corpus import LEFT_OUT
 from ablate.model import LanguageModel
+from ablate.scores import ACCURACY
+from components.spec import LEFT_OUT
 
 TOKENS_AT_ONCE = 4096
 """Tokens per forward pass; bounds memory, changes nothing else."""
@@ -18,10 +20,32 @@ TOKENS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss in nats per token and bits per byte."""
+    """Loss in nats per label and, of text, in bits per byte.
+
+    Attributes:
+        metrics: of a probe, `accuracies`.
+    """
 
     loss: float
-    bpb: float
+    bpb: float | None
+    metrics: dict[str, float]
+
+
+def bits_per_byte(nats: float, held: Validation) -> float | None:
+    """A sum of losses over all labels in bits per byte of their text, or None where they stand for none."""
+    return nats / math.log(2) / held.bytes if held.bytes else None
+
+
+def accuracies(answers: Int[Tensor, "n s"], held: Validation) -> dict[str, float]:
+    """Share of right answers: of all, and by distance in steps of two, up to 1, 2, 4, … tokens back."""
+    assert held.distances is not None
+    right, asked = answers == held.labels, held.labels != LEFT_OUT
+    found = {ACCURACY: float(right[asked].double().mean())}
+    far = held.distances[asked & (held.distances > 0)].double().log2().ceil().long()
+    hits = right[asked & (held.distances > 0)].double()
+    for power in far.unique().tolist():
+        found[f"{ACCURACY}/{2**power}"] = float(hits[far == power].mean())
+    return found
 
 
 @torch.no_grad()
@@ -38,15 +62,19 @@ def evaluate(
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
+    answers: list[Tensor] = []
     for inputs, labels, documents in _batches(held, model.head.device):
         with context():
             out = model(inputs, labels, documents if held.separate else None)
         assert out.loss is not None
         total += out.loss.double().cpu() * int((labels != LEFT_OUT).sum())
+        if held.distances is not None:
+            answers.append(out.logits.argmax(-1).cpu())
     model.train(was_training)
     return Evaluation(
         loss=float(total) / held.counted,
-        bpb=float(total) / math.log(2) / held.bytes,
+        bpb=bits_per_byte(float(total), held),
+        metrics=accuracies(torch.cat(answers), held) if answers else {},
     )
 
 

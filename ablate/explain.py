@@ -50,8 +50,11 @@ def component(entry: Entry, run: Run, seq_len: int) -> tuple[dict[str, Any], Ren
         Text(data["description"]),
         Text(),
         _options(data["options"], ranges) if data["options"] else Text("no options"),
-        Text(f"cost: {_sentence(price, run, seq_len)}"),
     ]
+    if entry.slot == "probe":
+        parts.append(Text(f"chosen by data={entry.slot}/{entry.name}; difficulty by data.args.OPTION"))
+    else:
+        parts.append(Text(f"cost: {_sentence(price, run, seq_len)}"))
     if entry.cls.uses:
         parts.append(Text(f"uses the slots: {', '.join(entry.cls.uses)}, which are priced by themselves"))
     if entry.cls.diagnostics:

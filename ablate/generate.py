@@ -122,8 +122,10 @@ def corpus_of(folder: Path, run: schema.Run, home: Home) -> Corpus:
     """What a trial was trained on, with its tokenizer.
 
     Raises:
-        BadInputError: it is not in `home`.
+        BadInputError: it is not in `home`, or no text.
     """
+    if run.data.is_probe:
+        raise BadInputError(f"{folder} was trained on data.source={run.data.source}, which is no text.")
     tokens = home.tokens / data.fingerprint(run.data)
     if not tokens.is_dir():
         raise BadInputError(

@@ -145,11 +145,12 @@ def _warm_start_by_name(run: schema.Run, home: Home) -> schema.Run:
 
 def _variant(applied: schema.Run, name: str, vocab_size: int) -> Variant:
     """The variant of an arm's configuration, checked for the sequence lengths that it is trained at."""
-    from ablate import curriculum
+    from ablate import curriculum, data
 
     try:
         variant = Variant.from_run(applied, vocab_size)
         variant.check(applied.trainer.seq_len)
+        data.check(applied)
     except (BadInputError, ValueError) as error:
         raise BadInputError(f"arm '{name}': {error}") from error
     curriculum.check(applied, variant, f"arm '{name}'")
@@ -322,6 +323,8 @@ def _fingerprint(
     values = schema.to_dict(run)
     if not run.trainer.curriculum:  # as before there were any, so that studies keep their names
         del values["trainer"]["curriculum"]
+    if not run.data.args:  # likewise
+        del values["data"]["args"]
     for group, some in _IMMATERIAL.items():
         for key in list(values[group]) if some else []:
             if key in some:

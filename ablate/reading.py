@@ -3,13 +3,14 @@
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from ablate import db, ledger, proposals, search_view, stored
 from ablate.home import Home
 from ablate.records import Effects, LrCurve, Plan, StudyView, TrialRow, Verdict
+from ablate.scores import Score
 
 EVENTS = 500
 """Newest events that a reading holds."""
@@ -29,7 +30,7 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         workers = _workers(connection, name)
         plan = stored.plan_from_text(study.plan)
         proposed = proposals.rows(connection, name) if plan.run.sweep.searches else ()
-    curves, verdicts, found = _judge(study.plan, plan, trials) if with_verdicts else ((), (), None)
+    judged = _judge(study.plan, plan, trials) if with_verdicts else _UNJUDGED
     return StudyView(
         name=name,
         state=study.state,
@@ -37,13 +38,14 @@ def read(name: str, home: Home, with_verdicts: bool = True) -> StudyView:
         plan=plan,
         trials=trials,
         accounts=accounts,
-        lr_curves=curves,
-        verdicts=verdicts,
+        lr_curves=judged.lr_curves,
+        verdicts=judged.verdicts,
         provenance=json.loads(study.provenance),
         events=events,
         workers=workers,
-        effects=found,
+        effects=judged.effects,
         search=search_view.searched(plan, proposed, trials) if plan.run.sweep.searches else None,
+        scores=judged.scores,
     )
 
 
@@ -94,13 +96,22 @@ def _workers(connection: Connection, name: str) -> dict[str, tuple[str, int, int
     return {row.name: (row.host, row.pid, row.trial, row.seen_at) for row in rows}
 
 
-Judged = tuple[tuple[LrCurve, ...], tuple[Verdict, ...], Effects | None]
+class Judged(NamedTuple):
+    """What follows from the trials that have ended."""
+
+    lr_curves: tuple[LrCurve, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    effects: Effects | None = None
+    scores: tuple[Score, ...] = ()
+
+
+_UNJUDGED = Judged()
 
 
 def _judge(text: str, plan: Plan, trials: Sequence[TrialRow]) -> Judged:
-    """Learning-rate curves, verdicts and effects, judged anew only when a trial has ended."""
+    """Learning-rate curves, verdicts, effects and scores, judged anew only when a trial has ended."""
     ended = tuple(_Same(row) for row in trials if row.result is not None)
-    return _judged(text, _Same(plan), ended) if ended else ((), (), None)
+    return _judged(text, _Same(plan), ended) if ended else _UNJUDGED
 
 
 class _Same:
@@ -120,7 +131,13 @@ class _Same:
 @functools.lru_cache(maxsize=8)
 def _judged(text: str, plan: _Same, ended: tuple[_Same, ...]) -> Judged:
     from ablate import effects, verdict
+    from ablate.scores import scores
 
     rows = tuple(row.value for row in ended)
     verdicts = verdict.verdicts(plan.value, rows)
-    return verdict.lr_curves(plan.value, rows), verdicts, effects.effects(plan.value, rows, verdicts)
+    return Judged(
+        lr_curves=verdict.lr_curves(plan.value, rows),
+        verdicts=verdicts,
+        effects=effects.effects(plan.value, rows, verdicts),
+        scores=scores(plan.value, rows),
+    )

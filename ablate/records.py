@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from ablate.raised_alarm import RaisedAlarm
 from ablate.schema import Run
+from ablate.scores import Score
 from ablate.searched import Searched
 from ablate.second_reading import Reading
 from ablate.specs import TrialSpec
@@ -143,7 +144,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One point of a trial's curve. Losses are nats per token; `val_loss` is None between evaluations."""
+    """One point of a trial's curve, losses in nats; `val_loss` is None between evaluations, `accuracy` also of text."""
 
     step: int
     tokens: int
@@ -152,6 +153,7 @@ class Point:
     lr: float
     train_loss: float | None = None
     val_loss: float | None = None
+    accuracy: float | None = None
     diagnostics: dict[str, float] = field(default_factory=dict)
     """Of the probe that followed the evaluation, by name `diag/…`."""
 
@@ -165,7 +167,7 @@ class TrialResult:
         val_bpb: the same in bits per byte of text.
         tokens_hash: hash of the training tokens in the order they were seen.
         seconds: training wall time, evaluation excluded.
-        metrics: further scalars, `diag/…`, `loss/…` and `data/…`.
+        metrics: further scalars, `diag/…`, `loss/…`, `data/…` and `probe/…`.
         reason: why it ended early, in words.
     """
 
@@ -376,3 +378,4 @@ class StudyView:
     workers: dict[str, tuple[str, int, int | None, float]]
     effects: Effects | None = None
     search: Searched | None = None
+    scores: tuple[Score, ...] = ()

@@ -126,6 +126,7 @@ def answer(view: StudyView) -> dict[str, Any]:
             "baseline": view.plan.baseline.name,
             "verdicts": view.verdicts,
             "effects": view.effects,
+            "scores": view.scores,
             "registration": {"hash": view.provenance.get(HASH), **registered(view.plan)},
             "deviations": deviations(view),
         }

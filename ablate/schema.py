@@ -25,6 +25,10 @@ SLOT_GROUPS = (
 schedule."""
 
 
+PROBE = "probe/"
+"""Beginning of `data.source` where a probe takes the place of text."""
+
+
 @dataclass
 class Slot:
     """A component and its options; `args` is complete after composition."""
@@ -75,11 +79,13 @@ class Model:
 
 @dataclass
 class Data:
-    """Where text comes from and how it becomes tokens.
+    """Where text comes from and how it becomes tokens, or which probe takes its place.
 
     Attributes:
         source: `stdlib` (the Python standard library's own source text), or anything `datasets.load_dataset` takes as
-            its first argument: a hub name, or a builder such as `text`, `json`, `parquet` together with `files`.
+            its first argument: a hub name, or a builder such as `text`, `json`, `parquet` together with `files`. Or
+            `probe/NAME`: sequences that an entry of the slot `probe` generates, labelled where something is asked.
+        args: options of the probe, complete after composition.
         files: paths or globs for a builder.
         tokenizer: `bpe` (trained on the corpus), `bytes`, or a directory or file holding a `tokenizer.json`.
         val_fraction: share of documents held out, chosen by document.
@@ -91,6 +97,7 @@ class Data:
 
     name: str = "???"
     source: str = "stdlib"
+    args: dict[str, Any] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     config_name: str | None = None
     split: str = "train"
@@ -102,6 +109,11 @@ class Data:
     max_bytes: int = 0
     """0 means all of it."""
     document_mask: bool = False
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether sequences are generated, with right answers."""
+        return self.source.startswith(PROBE)
 
 
 @dataclass
@@ -183,9 +195,9 @@ class Trainer:
     """Sequences per optimizer step."""
     evals: int = 8
     """Evaluations per trial, at equal shares of its allowance; the last one is the result."""
-    probe_tokens: int = 1024
+    watch_tokens: int = 1024
     """Held-out tokens on which components are asked for all their diagnostics; 0 means never."""
-    probe_every: int = 1
+    watch_every: int = 1
     """Evaluations from one probe to the next; the last evaluation has one whatever the interval."""
     curriculum: list[dict[str, Any]] = field(default_factory=list)
     checkpoint_seconds: float = 30.0

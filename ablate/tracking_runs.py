@@ -5,6 +5,7 @@ unchanged study adds nothing. Time stamps of curve points follow from the study'
 MLflow takes an identical point twice as one, but a point with another time as a second one.
 """
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -15,6 +16,7 @@ from typing import Any
 from ablate import matching, schema, stages
 from ablate.enrolment import ENDED
 from ablate.records import ArmPlan, Plan, StudyView, TrialRow
+from ablate.scores import ACCURACY
 
 CURVE_POINTS = 100
 """Points per curve that are mirrored; every evaluation is, training losses are thinned."""
@@ -196,6 +198,10 @@ def _arm(view: StudyView, arm: ArmPlan, params: Mapping[str, str]) -> RunContent
         values |= _summary("val/loss", losses) | _summary("val/bpb", bpbs)
         values["val/n"] = len(losses)
         values["tuned/lr"] = next((curve.best for curve in view.lr_curves if curve.arm == arm.name), None)
+        for score in (score for score in view.scores if score.arm == arm.name):
+            facts = dataclasses.asdict(score)
+            values |= {f"probe/{key}": value for key, value in facts.items() if key not in ("arm", "reach")}
+            values |= {f"{ACCURACY}/{far}": value for far, value in score.reach}
     if resting and verdict is not None:
         values |= {
             "delta/mean": verdict.delta,
@@ -300,6 +306,7 @@ def _curve(view: StudyView, row: TrialRow) -> Iterator[Metric]:
         thin = i % stride == 0 or i == len(points) - 1
         for key, value, kept in (
             ("curve/val_loss", point.val_loss, True),
+            ("curve/accuracy", point.accuracy, True),
             ("curve/train_loss", point.train_loss, thin),
             ("curve/lr", point.lr, thin),
         ):

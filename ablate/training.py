@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ablate import checkpoint, optimization, randomness, schema, stages, staging
 from ablate.checkpoint import Checkpoint
-from ablate.data import Batch, Corpus
+from ablate.data import Batch, Source
 from ablate.errors import StopTraining
-from ablate.evaluation import Evaluation, evaluate
+from ablate.evaluation import Evaluation, bits_per_byte, evaluate
 from ablate.model import LanguageModel, initialise
-from ablate.probing import Probe
 from ablate.records import EPOCHS, Meter, Outcome, Point, TrialResult, TrialSpec
+from ablate.scores import ACCURACY
 from ablate.variant import Variant
+from ablate.watch import Watch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -44,7 +45,7 @@ class Diverged(Exception):
     """The loss is not finite, or far worse than guessing."""
 
 
-def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> TrialResult:
+def train(spec: TrialSpec, corpus: Source, workdir: Path, meter: Meter) -> TrialResult:
     """Train one trial, from its newest checkpoint in `workdir` if there is one.
 
     Checkpoints stay there: until the result is settled, another attempt may need them.
@@ -85,16 +86,16 @@ def train(spec: TrialSpec, corpus: Corpus, workdir: Path, meter: Meter) -> Trial
 class _Trial(LightningModule):
     """The model of a trial, and where its training stands."""
 
-    def __init__(self, spec: TrialSpec, run: schema.Run, corpus: Corpus) -> None:
+    def __init__(self, spec: TrialSpec, run: schema.Run, corpus: Source) -> None:
         super().__init__()
         variant = Variant.from_run(run, run.model.vocab_size)
         self.spec, self.run, self.corpus = spec, run, corpus
         self.model = LanguageModel(variant)
         initialise(self.model, spec.seed)
         self.held = corpus.validation(run.trainer.seq_len, run.data.val_tokens, run.data.document_mask)
-        self.probe = Probe(self.model, self.held, spec, run.trainer)
-        with self.probe.watching():
-            self.model.prepare(corpus.token_counts)
+        self.watch = Watch(self.model, self.held, spec, run.trainer)
+        with self.watch.watching():
+            self.model.prepare(lambda: corpus.token_counts(run.trainer.seq_len))
         self.step = 0
         self.seconds = 0.0
         self.tokens_hash = ""
@@ -224,7 +225,7 @@ class _Trial(LightningModule):
         settings = self.run.trainer
         if outcome == "diverged":
             loss = self.uniform
-            bpb = loss * self.held.counted / math.log(2) / self.held.bytes
+            bpb = bits_per_byte(loss * self.held.counted, self.held)
         elif outcome == "complete":
             assert last is not None
             loss, bpb = last.loss, last.bpb
@@ -240,9 +241,10 @@ class _Trial(LightningModule):
             curve=tuple(self.curve),
             metrics={
                 EPOCHS: self.corpus.epochs(self.step, settings.batch_size, settings.seq_len),
+                **(last.metrics if last is not None else {}),
                 **next((point.diagnostics for point in reversed(self.curve) if point.diagnostics), {}),
             },
-            alarms=self.probe.alarms(self.curve),
+            alarms=self.watch.alarms(self.curve),
             reason=reason,
         )
 
@@ -277,7 +279,7 @@ class _Driver(Callback):
         share = optimization.rate(progress, trial.run.optimizer)
         optimization.set_rate(trainer.optimizers[0], share)
         trial.model.mtp.decaying(optimization.decays(progress, trial.run.optimizer))
-        trial.probe.before_step(trial.step)
+        trial.watch.before_step(trial.step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -296,9 +298,9 @@ class _Driver(Callback):
         if found is not None:
             self.last = found
             self._refuse_divergence(self.last.loss)
-            seen = trial.probe.after_step(trial.step, trainer.precision_plugin.forward_context)
-            trial.curve.append(dataclasses.replace(self._point(trainer, self.last.loss), diagnostics=seen))
-            for alarm in trial.probe.alarms(trial.curve):
+            seen = trial.watch.after_step(trial.step, trainer.precision_plugin.forward_context)
+            trial.curve.append(dataclasses.replace(self._point(trainer, self.last), diagnostics=seen))
+            for alarm in trial.watch.alarms(trial.curve):
                 if alarm.since == trial.step:
                     self._meter.note(f"alarm {alarm.metric} at step {trial.step}: {alarm.text}")
             trial.since, trial.counted = torch.zeros(()), 0
@@ -332,7 +334,7 @@ class _Driver(Callback):
                 f"loss {loss:.3f} at step {trial.step} of {trial.spec.steps} is above guessing ({trial.uniform:.3f})"
             )
 
-    def _point(self, trainer: Trainer, val_loss: float | None) -> Point:
+    def _point(self, trainer: Trainer, evaluation: Evaluation | None) -> Point:
         trial = self._trial
         return Point(
             step=trial.step,
@@ -341,7 +343,8 @@ class _Driver(Callback):
             seconds=trial.seconds,
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             train_loss=float(trial.since) / trial.counted if trial.counted else None,
-            val_loss=val_loss,
+            val_loss=evaluation.loss if evaluation else None,
+            accuracy=evaluation.metrics.get(ACCURACY) if evaluation else None,
         )
 
 

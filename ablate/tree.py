@@ -15,6 +15,7 @@ from typing import Any
 from ablate import designs, ranges, schema, stages
 from ablate.errors import BadInputError
 from ablate.locate import locate
+from ablate.schema import PROBE
 from ablate.typed import coerce, field_types
 from components import registry
 
@@ -126,6 +127,8 @@ class Tree:
             return self._set_slot(parts[0], parts[1:], value)
         if parts[0] == "attention":
             return self._set_attention(parts[1:], value)
+        if parts[0] == "data" and (len(parts) == 1 or parts[1] in ("source", "args")):
+            return self._set_source(parts[1:], value)
         cls: Any = schema.Run
         node = self.values
         for depth, part in enumerate(parts):
@@ -182,6 +185,37 @@ class Tree:
                 f"{key}={value}{self.where(key, value)} is no option. model.compress_ratios says which "
                 "attention a layer has. Allowed: attention.ENTRY.OPTION, as in attention.mla.kv_lora_rank=64."
             )
+
+    def _set_source(self, rest: list[str], value: Any) -> None:
+        """Where data come from: the name of a probe brings the defaults of its options, text has none."""
+        key, data = ".".join(["data", *rest]), self.values["data"]
+        if len(rest) < 2 and rest != ["source"]:
+            if not isinstance(value, Mapping):
+                raise BadInputError(f"{key}={value}{self.where(key, value)} is a group of keys, not a value.")
+            for inner in sorted(value, key=lambda k: k != "source"):
+                self.set(f"{key}.{inner}", value[inner])
+        elif rest == ["source"]:
+            source = self._value(key, value, str)
+            if source != data["source"]:
+                probe = self._probe(source, key)
+                data |= {"source": source, "args": _defaults(probe.cls.Config) if probe else {}}
+        else:
+            probe = self._probe(data["source"], key)
+            if probe is None or len(rest) > 2:
+                raise BadInputError(
+                    f"{key}={value}{self.where(key, value)} has no effect with data.source={data['source']}. "
+                    f"Allowed: options of a probe, with data.source={PROBE}NAME."
+                )
+            self._set_option(probe, data["args"], key, value)
+
+    def _probe(self, source: str, key: str) -> registry.Entry | None:
+        """The probe that a source names; None of text."""
+        if not source.startswith(PROBE):
+            return None
+        try:
+            return registry.get("probe", source.removeprefix(PROBE))
+        except registry.UnknownNameError as error:
+            raise BadInputError(f"{key}={source}{self.where(key, source)}: {error}") from error
 
     def _set_option(self, entry: registry.Entry, options: dict[str, Any], key: str, value: Any) -> None:
         types, (place, _, name) = field_types(entry.cls.Config), key.rpartition(".")

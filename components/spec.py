@@ -6,6 +6,9 @@ from typing import Any
 FLOP_CONVENTION = "afl-1"
 """Version of the rules behind every FLOP figure: multiply-add = 2, matmul-class work, exact attention pairs."""
 
+LEFT_OUT = -100
+"""Label of a position that counts in no loss."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dims:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate import alarms, standing, units
-from ablate.console import effects_screen, parts, search_screen, standing_parts
+from ablate.console import effects_screen, parts, score_table, search_screen, standing_parts
 from ablate.records import StudyView, Verdict
 from ablate.standing import ArmStanding
 
@@ -29,7 +29,7 @@ def final(view: StudyView, links: dict[str, str]) -> None:
     lines, basis = standing.arms(view)
     if view.verdicts:
         console.print(parts.heading("Verdicts"))
-        console.print(_verdicts(lines, console.width))
+        console.print(_verdicts(view, lines, console.width))
         console.print()
         console.print(sentences(lines))
         if view.effects is not None:
@@ -39,6 +39,7 @@ def final(view: StudyView, links: dict[str, str]) -> None:
         console.print(parts.heading("No verdicts: arms so far"))
         console.print(standing_parts.arms_table(view, lines, console.width))
         console.print(Text(f"ranked by {basis}", style="dim"))
+    score_table.scores(console, view)
     raised(console, view)
     if view.search is not None:
         search_screen.search(console, view.search)
@@ -52,16 +53,18 @@ def final(view: StudyView, links: dict[str, str]) -> None:
     _next(console, view)
 
 
-def _verdicts(lines: Iterable[ArmStanding], width: int) -> Table:
+def _verdicts(view: StudyView, lines: Iterable[ArmStanding], width: int) -> Table:
     """One row per arm; where there is less room, two figures share a cell."""
     wide = width >= parts.ROOMY
+    right = {score.arm: score_table.share(score.accuracy) for score in view.scores}
+    beside = "accuracy" if right else "bits/byte"
     columns: list[str | tuple[str, str]]
     if wide:
         columns = ["arm", "verdict", ("Δ nats [95 % CI]", "right"), ("p Holm", "right"), ("n", "right")]
-        columns += [("loss", "right"), ("bits/byte", "right"), ("tuned lr", "right"), "level"]
+        columns += [("loss", "right"), (beside, "right"), ("tuned lr", "right"), "level"]
     else:
         columns = ["\narm", "verdict\nlevel", ("Δ nats\n[95 % CI]", "right"), ("\np Holm", "right")]
-        columns += [("\nn", "right"), ("loss\nbits/byte", "right"), ("tuned\nlr", "right")]
+        columns += [("\nn", "right"), (f"loss\n{beside}", "right"), ("tuned\nlr", "right")]
     table = parts.table(*columns)
     for line in lines:
         found = line.verdict
@@ -71,12 +74,13 @@ def _verdicts(lines: Iterable[ArmStanding], width: int) -> Table:
         delta = parts.signed(line.delta) if not line.is_baseline else "–"
         ends = parts.interval(line.low, line.high)
         p, n = parts.probability(found.p_holm) if found else "–", str(found.n if found else line.n)
-        loss, bpb, lr = parts.nats(line.loss), parts.nats(line.bpb), parts.rate(line.lr)
+        loss, lr = parts.nats(line.loss), parts.rate(line.lr)
+        second = right.get(line.name, parts.nats(line.bpb))
         name = Text(parts.words(line.name))
         if wide:
-            table.add_row(name, word, f"{delta} {ends}".strip(), p, n, loss, bpb, lr, level)
+            table.add_row(name, word, f"{delta} {ends}".strip(), p, n, loss, second, lr, level)
         else:
-            below = Text(f"{loss}\n").append(bpb, style="dim")
+            below = Text(f"{loss}\n").append(second, style="dim")
             table.add_row(
                 name, word.append(f"\n{level}", style="not bold default"), f"{delta}\n{ends}", p, n, below, lr
             )

@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from ablate import standing
-from ablate.console import end_screen, parts, search_screen, standing_parts
+from ablate.console import end_screen, parts, score_table, search_screen, standing_parts
 from ablate.records import StudyView
 
 EVENTS = 8
@@ -21,6 +21,7 @@ def status(view: StudyView) -> None:
     console.print(parts.heading("Arms"))
     console.print(standing_parts.arms_table(view, lines, console.width))
     console.print(Text(f"ranked by {basis}", style="dim"))
+    score_table.scores(console, view)
     end_screen.raised(console, view)
     if view.search is not None:
         search_screen.search(console, view.search)

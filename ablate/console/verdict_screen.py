@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from ablate import registration, standing
-from ablate.console import effects_screen, end_screen, parts
+from ablate.console import effects_screen, end_screen, parts, score_table
 from ablate.fairness import Comparison
 from ablate.records import StudyView
 
@@ -17,6 +17,7 @@ def verdict(view: StudyView) -> None:
     if not view.verdicts:
         console.print(Text("no verdicts yet"))
     console.print(end_screen.sentences(lines))
+    score_table.scores(console, view)
     if view.effects is not None:
         effects_screen.effects(console, view.effects)
     end_screen.caveats(console, view.verdicts)

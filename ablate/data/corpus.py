@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.data.refusal import refusal
+from components.spec import LEFT_OUT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,10 +20,6 @@ SIDECAR, TOKENIZER, TRAIN, VAL, VAL_BYTES = (
     "val.bin",
     "val_bytes.bin",
 )
-
-
-LEFT_OUT = -100
-"""Label of a position that counts in no loss."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,11 @@ class Validation:
     """Held-out blocks [n, s].
 
     Attributes:
-        bytes: the UTF-8 text of all labels that count; an end token has none.
+        bytes: the UTF-8 text of all labels that count; an end token has none, and sequences of probes neither.
         tokens: read by an evaluation, all of them.
         separate: whether documents are to see nothing of each other, and what follows their ends is left out.
+        distances: of a probe, how far back each answer stands [n, s], 0 where it does not. None of text, whose
+            labels are no right answers that accuracy would say something on.
     """
 
     inputs: "torch.Tensor"
@@ -57,6 +56,7 @@ class Validation:
     bytes: int
     tokens: int
     separate: bool = False
+    distances: "torch.Tensor | None" = None
 
     @property
     def counted(self) -> int:
@@ -158,8 +158,8 @@ class Corpus:
         size = self._val_bytes[places].sum(where=(labels != LEFT_OUT).numpy(), dtype=np.int64)
         return Validation(inputs, labels, documents, int(size), count * seq_len, separate)
 
-    def token_counts(self) -> "torch.Tensor":
-        """How often each token id occurs in the training text: [vocab_size]."""
+    def token_counts(self, seq_len: int) -> "torch.Tensor":
+        """How often each token id occurs in the training text, whatever the length of its pieces: [vocab_size]."""
         import numpy as np
         import torch
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ablate import schema
+from ablate.data import generated
 from ablate.data.sources import local_files
 from ablate.data.vocabulary import BPE, TRAINING_BYTES, tokenizer_file
 
@@ -18,6 +19,8 @@ def fingerprint(data: schema.Data) -> str:
     Raises:
         BadInputError: files or a tokenizer that are not there.
     """
+    if data.is_probe:
+        return generated.fingerprint(data)
     files = local_files(data)
     path = tokenizer_file(data)
     if path is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ablate import schema
 from ablate.data import vocabulary
 from ablate.data.corpus import SIDECAR, TOKENIZER, TRAIN, VAL, VAL_BYTES, Corpus
+from ablate.data.generated import Generated
 from ablate.data.identity import CONTRACT, fingerprint
 from ablate.data.refusal import refusal
 from ablate.data.sources import documents, open_stream
@@ -24,12 +25,14 @@ _BATCH_CHARACTERS = 1 << 20
 """Text tokenised at once; bounds memory, changes nothing else."""
 
 
-def prepare(data: schema.Data, home: Home) -> Corpus:
-    """The corpus of `data`, tokenised on first use and mapped ever after.
+def prepare(data: schema.Data, home: Home) -> Corpus | Generated:
+    """The corpus of `data`, tokenised on first use and mapped ever after; or a probe, which needs no preparation.
 
     Raises:
         BadInputError: text or tokenizer cannot be read (nothing is written then), or no document is held out.
     """
+    if data.is_probe:
+        return Generated.of(data)
     name = fingerprint(data)
     folder = home.tokens / name
     if not folder.is_dir():

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 BPE, BYTES = "bpe", "bytes"
 
+_SMALLEST_BPE = 257
+"""All bytes, and the end of a document."""
+
 END = "<|endoftext|>"
 """End-of-document token of tokenizers made here, and of those that have none."""
 
@@ -24,12 +27,18 @@ _END_NAMES = (END, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<e
 
 
 def vocab_size(data: schema.Data) -> int:
-    """Rows that an embedding needs for the tokenizer of `data`, end-of-document token included.
+    """Rows that an embedding needs for the tokenizer of `data`, end-of-document token included, or for a probe.
 
     Raises:
-        BadInputError: no such tokenizer.
+        BadInputError: no such tokenizer, or one that cannot be trained.
     """
+    if data.is_probe:
+        return data.vocab_size
     if data.tokenizer == BPE:
+        if data.vocab_size < _SMALLEST_BPE:
+            raise refusal(
+                "data.vocab_size", data.vocab_size, "is too small for a BPE", f"at least {_SMALLEST_BPE}"
+            )
         return data.vocab_size
     if data.tokenizer == BYTES:
         return 257

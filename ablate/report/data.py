@@ -11,7 +11,7 @@ from components.spec import FLOP_CONVENTION
 
 
 def to_json(view: StudyView, contrasts: Table) -> str:
-    """All numbers of verdicts, effects, search and tuning; ledger, configuration, registration, provenance."""
+    """All numbers of verdicts, effects, scores, search and tuning; ledger, configuration, registration, provenance."""
     plan, run = view.plan, schema.to_dict(dataclasses.replace(view.plan.run, home=None, storage=None))
     whole = {
         "study": view.name,
@@ -24,6 +24,7 @@ def to_json(view: StudyView, contrasts: Table) -> str:
         "verdicts": [dataclasses.asdict(verdict) for verdict in view.verdicts],
         "effects": dataclasses.asdict(view.effects) if view.effects else None,
         "search": dataclasses.asdict(view.search) if view.search else None,
+        "scores": [dataclasses.asdict(score) for score in view.scores],
         "alarms": [dataclasses.asdict(alarm) for alarm in alarms.of_study(view)],
         "contrasts": list(contrasts.rows),
         "lr_curves": [dataclasses.asdict(curve) for curve in view.lr_curves],

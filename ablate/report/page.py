@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ablate import alarms, registration
 from ablate.records import StudyView
-from ablate.report import contents, effects_table, files, search_table, table, words
+from ablate.report import contents, effects_table, files, score_table, search_table, table, words
 from ablate.report.arms import ON_DARK, Arm, confirmed, printable
 from ablate.report.drawing import VARIABLES, Drawn
 from ablate.report.reproduce import Reproduction
@@ -54,6 +54,7 @@ def html(
         deviations=registration.deviations(view),
         effects=effects_table.effects(view),
         effect_notes=effects_table.notes(view.effects) if view.effects else [],
+        scores=score_table.scores(view, arms),
         search=search_table.tables(view),
         search_notes=search_table.notes(view.search) if view.search else [],
         mismatches=contents.mismatches(view, arms),
@@ -97,6 +98,9 @@ def markdown(view: StudyView, arms: dict[str, Arm]) -> str:
         lines += [table.to_markdown(part)]
     if found := registration.deviations(view):
         lines += ["", "## Deviations from what was registered", "", *(f"- {say(text)}" for text in found)]
+    if (scores := score_table.scores(view, arms)) is not None:
+        lines += ["## Right answers", ""]
+        lines += [f"{say(part.caption)}\n\n{table.to_markdown(part)}" for part in scores.groups]
     if view.effects is not None:
         lines += ["## Effects of factors", ""]
         lines += [f"{say(text)}\n" for text in effects_table.notes(view.effects)]

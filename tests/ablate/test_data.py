@@ -257,7 +257,7 @@ def test_the_fingerprint_of_the_standard_library_is_quick_and_writes_nothing(tmp
 
 def test_description(tmp_path: Path) -> None:
     path = write_json(tmp_path, texts())
-    facts = data.describe(settings(path), Home(tmp_path / "home"))
+    facts = data.describe(settings(path), Home(tmp_path / "home"), 64)
     prepared = data.prepare(settings(path), Home(tmp_path / "home"))
     assert facts["fingerprint"] == prepared.fingerprint
     assert facts["bytes_per_token"] == pytest.approx(facts["val"]["bytes"] / facts["val"]["tokens"])

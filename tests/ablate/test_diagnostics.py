@@ -241,7 +241,7 @@ def test_watching_changes_no_number_and_takes_no_gradient() -> None:
 
 def test_a_trial_comes_to_the_same_without_diagnostics(corpus: Corpus, tmp_path: Path) -> None:
     told = [
-        training.train(spec(corpus, 6, {"probe_tokens": tokens}), corpus, tmp_path / str(tokens), Purse())
+        training.train(spec(corpus, 6, {"watch_tokens": tokens}), corpus, tmp_path / str(tokens), Purse())
         for tokens in (1024, 0)
     ]
     bare = [
@@ -261,12 +261,12 @@ def test_a_trial_comes_to_the_same_without_diagnostics(corpus: Corpus, tmp_path:
 
 
 def test_probes_follow_every_so_many_evaluations_and_the_last() -> None:
-    trainer = schema.Trainer(seq_len=64, probe_tokens=200, probe_every=3)
-    assert [i for i in range(1, 9) if diagnosis.probes(trainer, i, 8)] == [3, 6, 8]
-    assert diagnosis.probe_rows(trainer, 16) == 3
-    assert diagnosis.probe_rows(trainer, 2) == 2
-    never = dataclasses.replace(trainer, probe_tokens=0)
-    assert diagnosis.probed_tokens(never, 16, 8) == 0
+    trainer = schema.Trainer(seq_len=64, watch_tokens=200, watch_every=3)
+    assert [i for i in range(1, 9) if diagnosis.is_due(trainer, i, 8)] == [3, 6, 8]
+    assert diagnosis.watched_rows(trainer, 16) == 3
+    assert diagnosis.watched_rows(trainer, 2) == 2
+    never = dataclasses.replace(trainer, watch_tokens=0)
+    assert diagnosis.watched_tokens(never, 16, 8) == 0
 
 
 def test_tokens_of_probes_are_those_that_models_are_given(
@@ -283,11 +283,11 @@ def test_tokens_of_probes_are_those_that_models_are_given(
             return forward(model, ids, *rest)
 
         monkeypatch.setattr(LanguageModel, "forward", counted)
-        made = spec(corpus, 4, {"probe_tokens": tokens})
+        made = spec(corpus, 4, {"watch_tokens": tokens})
         training.train(made, corpus, tmp_path / str(tokens), Purse())
         monkeypatch.setattr(LanguageModel, "forward", forward)
         counts[tokens] = sum(seen)
-    allowed = diagnosis.probed_tokens(schema.from_dict(made.run).trainer.__class__(seq_len=LENGTH), 16, 2)
+    allowed = diagnosis.watched_tokens(schema.from_dict(made.run).trainer.__class__(seq_len=LENGTH), 16, 2)
     one = 16 * LENGTH
     assert 2 * one < counts[1024] - counts[0] <= allowed
 

@@ -16,6 +16,8 @@ from ablate.report import files, reproduce
     [
         ["sweep=residual", "model=tiny", "trainer.device=cpu", "budget.per_trial=2 PFLOP", "seed=7"],
         ["sweep=compress_ratios", "residual=prenorm", "sweep.question=Why, 'really'?", "~sweep.arms.hca"],
+        ["sweep=probes_attention", "data.args.pairs=4", "~sweep.arms.hca_16"],
+        ["sweep=residual", "data=probe/span_copy", "data.args.span=4"],
     ],
 )
 def test_the_commands_lead_back_to_the_same_configuration(overrides: list[str], tmp_path: Path):

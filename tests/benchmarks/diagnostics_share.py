@@ -90,7 +90,7 @@ def measure(steps: int, overrides: list[str], folder: Path) -> dict[str, Any]:
     training_seconds = result.seconds - timed.seconds["weights"]
     return {
         "steps": steps,
-        "probed_tokens": diagnosis.probed_tokens(
+        "watched_tokens": diagnosis.watched_tokens(
             run.trainer, run.data.val_tokens // run.trainer.seq_len, len(result.curve)
         ),
         "trained_tokens": result.tokens,

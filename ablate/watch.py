@@ -12,22 +12,22 @@ from ablate.specs import TrialSpec
 from components.watching import watching
 
 
-class Probe:
+class Watch:
     """The diagnostics of one trial, by the numbers of its steps alone, so that a resumed one has the same.
 
-    Where nothing is watched (`trainer.probe_tokens=0`) it does nothing.
+    Where nothing is watched (`trainer.watch_tokens=0`) it does nothing.
     """
 
     def __init__(
         self, model: LanguageModel, held: Validation, spec: TrialSpec, trainer: schema.Trainer
     ) -> None:
         self._model, self._held, self._spec = model, held, spec
-        self._rows = diagnosis.probe_rows(trainer, len(held.inputs))
+        self._rows = diagnosis.watched_rows(trainer, len(held.inputs))
         evaluations = [step for step, _ in spec.evaluations]
         self._steps = {
             step
             for i, step in enumerate(evaluations, start=1)
-            if diagnosis.probes(trainer, i, len(evaluations))
+            if diagnosis.is_due(trainer, i, len(evaluations))
         }
         self._rules = alarms.rules(model)
         self._before: diagnosis.Weights = {}
@@ -37,12 +37,12 @@ class Probe:
         return watching(self._model) if self._rows else nullcontext()
 
     def before_step(self, step: int) -> None:
-        """Keep the weights, where a probe follows this step."""
+        """Keep the weights, where diagnostics follow this step."""
         if step + 1 in self._steps:
             self._before = diagnosis.weights(self._model)
 
     def after_step(self, steps: int, context: Callable[[], AbstractContextManager[None]]) -> dict[str, float]:
-        """Diagnostics after so many steps; none where no probe is due."""
+        """Diagnostics after so many steps; none where they are not due."""
         if steps not in self._steps:
             return {}
         told = self._model, self._held, self._rows, context

@@ -1,0 +1,1 @@
+"""Entries of the slot `probe`: capability probes, whose sequences are generated."""
