@@ -12,7 +12,7 @@ import pytest
 import small_studies
 from sqlalchemy import select
 
-from ablate import db, ledger, queue, storage, study
+from ablate import db, ledger, queue, storage, stored, study
 from ablate.enrolment import Overtaken
 from ablate.errors import Superseded
 from ablate.home import Home
@@ -20,6 +20,7 @@ from ablate.ledger import LedgerError
 from ablate.meter import TrialMeter
 from ablate.rounds import Slot
 from ablate.scheduler import Scheduler
+from ablate.stages import EVALUATION
 
 STEPS, MFLOP = 12, small_studies.STEP_MFLOP
 THREADS = 8
@@ -158,11 +159,15 @@ class Storm:
             ledger.check(connection, self.name, self.total)
             e, t = db.ledger.c, db.trial.c
             paid: Counter[int] = Counter()
+            evaluated: Counter[int] = Counter()
             held: Counter[int] = Counter()
             wasted: Counter[int] = Counter()
             for row in connection.execute(select(db.ledger).where(e.study == self.name).order_by(e.id)):
                 if row.phase == ledger.CONTINGENCY:
                     wasted[row.trial] += row.waste
+                    continue
+                if row.phase == EVALUATION:
+                    evaluated[row.trial] += row.spent
                     continue
                 paid[row.trial] += row.spent
                 held[row.trial] += row.reserved
@@ -170,6 +175,7 @@ class Storm:
                 assert held[row.trial] >= 0
             for row in connection.execute(select(db.trial).where(t.study == self.name)):
                 assert paid[row.id] == row.paid_steps * MFLOP
+                assert evaluated[row.id] == stored.spec_from_text(row.spec).evaluated(row.paid_steps)
                 assert wasted[row.id] == row.wasted
                 ended = row.state not in ("queued", "running")
                 assert held[row.id] == (0 if ended else STEPS * MFLOP - paid[row.id])

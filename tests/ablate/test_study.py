@@ -30,7 +30,7 @@ def home(tmp_path):
 @pytest.fixture(autouse=True)
 def _no_verdicts(monkeypatch):
     """These studies are about the engine; statistics have tests of their own."""
-    monkeypatch.setattr(reading, "_judge", lambda *_: ((), (), None))
+    monkeypatch.setattr(reading, "_judge", lambda *_: reading.Judged())
     monkeypatch.setenv("PYTHONPATH", str(Path(FAKE).parents[1]))
 
 

@@ -212,10 +212,10 @@ TRAPS = (
                 "shared expert read from transformers the other way round",
                 (
                     edit(
-                        "ablate.interop.hf:_layer_names",
+                        "ablate.interop.layout:_layer",
                         (
-                            '(f"{shared}.gate_proj.weight", f"{shared}.up_proj.weight")',
-                            '(f"{shared}.up_proj.weight", f"{shared}.gate_proj.weight")',
+                            '(f"{shared}gate_proj.weight", f"{shared}up_proj.weight")',
+                            '(f"{shared}up_proj.weight", f"{shared}gate_proj.weight")',
                         ),
                     ),
                 ),
