@@ -193,6 +193,13 @@ def _seen(connection: Connection, study: str, phase: str, key: str) -> bool:
     return connection.execute(same).first() is not None
 
 
+def _hold(connection: Connection, study: str) -> None:
+    """Lock all accounts of a study in one order, so that transactions that change several never wait in a circle."""
+    b = db.budget.c
+    accounts = select(b.phase).where(b.study == study).order_by(b.phase).with_for_update()
+    connection.execute(accounts).all()
+
+
 def _apply(
     connection: Connection,
     study: str,
@@ -208,6 +215,7 @@ def _apply(
     """The one way in which an account changes; True also where the entry is there already."""
     if _seen(connection, study, phase, key):
         return True
+    _hold(connection, study)
     b = db.budget.c
     changed = connection.execute(
         update(db.budget)

@@ -33,10 +33,7 @@ class TrialSpec(Staged):
         return self.mflop
 
     def bill(self, first: int, until: int) -> dict[str, int]:
-        """MFLOP of the steps from `first` to `until` and of their evaluations, by the phases that pay for any.
-
-        The phase that all trials share comes first: who pays takes locks on accounts in this order.
-        """
+        """MFLOP of the steps from `first` to `until` and of their evaluations, by the phases that pay for any."""
         evaluated = self.evaluated(until) - self.evaluated(first)
         amounts = {EVALUATION: evaluated, self.phase: self.charge(until) - self.charge(first)}
         return {phase: mflop for phase, mflop in amounts.items() if mflop}
