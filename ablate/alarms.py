@@ -26,7 +26,7 @@ class ArmAlarm:
     Attributes:
         id: the metric.
         trials: numbers of the trials that raised it, of `judged` that ended.
-        text: what is broken, with the value farthest beyond the bound.
+        text: what is broken, as the last of them said it.
     """
 
     arm: str

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ablate import schema
 from ablate.data import Validation
-from ablate.data.corpus import LEFT_OUT
+from ablate.evaluation import inference
 from ablate.model import LanguageModel
+from components.spec import LEFT_OUT
 from components.watching import watching
 
 _CLOSE = 0.01
@@ -49,7 +50,6 @@ def watched_tokens(trainer: schema.Trainer, rows: int, evaluations: int) -> int:
     return once * (times * trainer.seq_len + shorter)
 
 
-@torch.no_grad()
 def diagnose(
     model: LanguageModel,
     held: Validation,
@@ -64,16 +64,12 @@ def diagnose(
         context: entered around the forward pass, for mixed precision.
     """
     inputs, labels, documents = _batch(model, held, rows)
-    was_training = model.training
-    model.eval()
-    with context(), watching(model):
+    with inference(model), context(), watching(model):
         aux = model(inputs, labels, documents if held.separate else None).aux
-    model.train(was_training)
     found = {key: float(value) for key, value in aux.items() if key.startswith("diag/")}
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
-@torch.no_grad()
 def effective_context(
     model: LanguageModel,
     held: Validation,
@@ -85,8 +81,6 @@ def effective_context(
     inputs, labels, documents = _batch(model, held, rows)
     length = inputs.shape[1]
     ends = max(1, length // _ENDS)
-    was_training = model.training
-    model.eval()
 
     def loss(tokens: int) -> float:
         part = slice(length - tokens, None)
@@ -97,12 +91,12 @@ def effective_context(
             torch.nn.functional.cross_entropy(last, labels[:, -ends:].flatten(), ignore_index=LEFT_OUT)
         )
 
-    whole, needed = loss(length), length
-    for tokens in _lengths(length)[1:]:
-        if loss(tokens) - whole > _CLOSE:
-            break
-        needed = tokens
-    model.train(was_training)
+    with inference(model):
+        whole, needed = loss(length), length
+        for tokens in _lengths(length)[1:]:
+            if loss(tokens) - whole > _CLOSE:
+                break
+            needed = tokens
     return {"diag/effective_context": float(needed)}
 
 

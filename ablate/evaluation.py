@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,29 +48,38 @@ def accuracies(answers: Int[Tensor, "n s"], held: Validation) -> dict[str, float
     return found
 
 
-@torch.no_grad()
+@contextmanager
+def inference(model: LanguageModel) -> Iterator[None]:
+    """Inference mode without gradients; the model is back in its former mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def evaluate(
     model: LanguageModel,
     held: Validation,
     context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation:
-    """Evaluate in inference mode; the model is back in its former mode afterwards.
+    """Evaluate in inference mode.
 
     Args:
         context: entered around every forward pass, for mixed precision.
     """
-    was_training = model.training
-    model.eval()
     total = torch.zeros((), dtype=torch.float64)
     answers: list[Tensor] = []
-    for inputs, labels, documents in _batches(held, model.head.device):
-        with context():
-            out = model(inputs, labels, documents if held.separate else None)
-        assert out.loss is not None
-        total += out.loss.double().cpu() * int((labels != LEFT_OUT).sum())
-        if held.distances is not None:
-            answers.append(out.logits.argmax(-1).cpu())
-    model.train(was_training)
+    with inference(model):
+        for inputs, labels, documents in _batches(held, model.head.device):
+            with context():
+                out = model(inputs, labels, documents if held.separate else None)
+            assert out.loss is not None
+            total += out.loss.double().cpu() * int((labels != LEFT_OUT).sum())
+            if held.distances is not None:
+                answers.append(out.logits.argmax(-1).cpu())
     return Evaluation(
         loss=float(total) / held.counted,
         bpb=bits_per_byte(float(total), held),

@@ -169,9 +169,8 @@ class Proposals:
             if not row.told and (row.trial is None or row.state in ENDED):
                 proposer = self._optuna()
                 current = next(fresh for fresh in self._rows() if fresh.number == row.number)
-                proposer.tell(
-                    warm_start.heard(self._plan, current)
-                )  # opening may have given it another number
+                # opening may have given it another number
+                proposer.tell(warm_start.heard(self._plan, current))
                 self._mark(row.number, told=True)
 
     def _mark(self, number: int, **values: Any) -> None:

@@ -120,7 +120,7 @@ def result_from_text(text: str) -> TrialResult:
         values = json.loads(text)
         parts = {
             "curve": tuple(Point(**point) for point in values["curve"]),
-            "alarms": tuple(RaisedAlarm(**alarm) for alarm in values.get("alarms", ())),
+            "alarms": tuple(RaisedAlarm(**alarm) for alarm in values["alarms"]),
         }
         return TrialResult(**{**values, **parts})
 

@@ -43,6 +43,13 @@ class Sequences:
         np.put_along_axis(self.labels, places, np.take_along_axis(self.inputs, stood, axis=1), axis=1)
         np.put_along_axis(self.distances, places, places - stood, axis=1)
 
+    def recite(self, begin: int, stood: Int[np.ndarray, "n k"]) -> None:
+        """From place `begin` on ask for what has `stood`, in order: token 0 asks first, then every answer the next."""
+        asked = np.broadcast_to(begin + np.arange(stood.shape[1]), stood.shape)
+        tokens = np.take_along_axis(self.inputs, stood, axis=1)
+        self.put(asked, np.concatenate([np.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1))
+        self.ask(asked, stood)
+
 
 class Draws:
     """Random numbers for sequences `first` to `first + count` of the stream of `seed`.

@@ -130,11 +130,15 @@ def _equality(plan: Plan) -> Text:
 def _optimizers(plan: Plan) -> Text:
     """What optimizers compute for themselves, and whether it is part of the charge."""
     per_step = plan.run.trainer.seq_len * plan.run.trainer.batch_size
-    shares = {arm.optimizer_flops / (arm.train_flops_per_token * per_step) for arm in plan.arms}
-    of = f"{min(shares):.1%}" if len(shares) == 1 else f"{min(shares):.1%} to {max(shares):.1%}"
+    of = _span([arm.optimizer_flops / (arm.train_flops_per_token * per_step) for arm in plan.arms])
     differ = optimizers_differ(arm.run for arm in plan.arms)
     charge = "charged, because arms differ in it" if differ else "not charged, because arms share it"
     return Text(f"The optimizer's own matrix products: {of} of the model's, {charge}.")
+
+
+def _span(shares: Sequence[float]) -> str:
+    """The least and the most of some shares, or the one that they are."""
+    return " to ".join(dict.fromkeys(f"{share:.1%}" for share in (min(shares), max(shares))))
 
 
 def _budget(plan: Plan) -> Table:
@@ -166,12 +170,7 @@ def _budget(plan: Plan) -> Table:
 def _evaluated(plan: Plan) -> str:
     """How often the model is run outside training, and what that is of a trial's training."""
     trainer, data = plan.run.trainer, plan.run.data
-    shares = sorted(arm.evaluation_mflop / arm.mflop for arm in plan.arms)
-    of = (
-        f"{shares[0]:.1%}"
-        if f"{shares[0]:.1%}" == f"{shares[-1]:.1%}"
-        else f"{shares[0]:.1%} to {shares[-1]:.1%}"
-    )
+    of = _span([arm.evaluation_mflop / arm.mflop for arm in plan.arms])
     tokens = data.val_tokens // trainer.seq_len * trainer.seq_len
     return f"{trainer.evals} per trial over {tokens:,} held-out tokens: {of} of its training"
 

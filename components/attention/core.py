@@ -187,9 +187,7 @@ def entry_mass(
     if bias is None and native.takes(queries, kv):
         mass = _entry_mass(queries, kv, window, sink, entries, seen, blocks)
         return mass.view(batch, -1, entries.shape[1])[:, :length]
-    rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
-    added = _added(bias, blocks, batch, keys, ratio)
-    weights = joint_softmax(rows, keys, mask, None if sink is None else sink.unsqueeze(0), added)
+    weights = _weights(queries, kv, window, sink, entries, seen, blocks, bias, ratio)
     return weights[..., blocks.keys :].sum(2).view(batch, -1, entries.shape[1])[:, :length]
 
 
@@ -208,20 +206,34 @@ def branch_mass(
 
     One sequence at a time, because all weights are needed at once.
     """
-    blocks, length = Blocks.best(queries.shape[1], window), queries.shape[1]
-    sinks = None if sink is None else sink.unsqueeze(0)
+    length = queries.shape[1]
+    blocks = Blocks.best(length, window)
     found = []
     for i in range(len(queries)):
-        own, mask = slice(i, i + 1), seen
-        if seen is not None and len(seen) > 1:
-            mask = seen[own]
-        rows, keys, allowed = _grouped(
-            queries[own], kv[own], window, None if entries is None else entries[own], mask, blocks
-        )
-        weights = joint_softmax(rows, keys, allowed, sinks, _added(bias, blocks, 1, keys, ratio)).mean(2)
+        own = slice(i, i + 1)
+        mine = None if entries is None else entries[own]
+        mask = seen if seen is None or len(seen) == 1 else seen[own]
+        weights = _weights(queries[own], kv[own], window, sink, mine, mask, blocks, bias, ratio).mean(2)
         within, beyond = weights[..., : blocks.keys].sum(-1), weights[..., blocks.keys :].sum(-1)
         found.append(torch.stack((within, beyond, 1 - within - beyond), dim=-1).flatten(0, 1)[:length])
     return torch.stack(found)
+
+
+def _weights(
+    queries: Float[Tensor, "b s h c"],
+    kv: Float[Tensor, "b s c"],
+    window: int,
+    sink: Float[Tensor, "h"] | None,
+    entries: Float[Tensor, "b t c"] | None,
+    seen: Bool[Tensor, "#b s t"] | None,
+    blocks: Blocks,
+    bias: ScoreBias | None,
+    ratio: int,
+) -> Float[Tensor, "n q h k"]:
+    """The softmax of `joint_attention` itself, by blocks of queries; its keys are the window's, then the entries."""
+    rows, keys, mask = _grouped(queries, kv, window, entries, seen, blocks)
+    added = _added(bias, blocks, len(queries), keys, ratio)
+    return joint_softmax(rows, keys, mask, None if sink is None else sink.unsqueeze(0), added)
 
 
 def _entry_mass(

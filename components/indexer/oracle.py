@@ -6,6 +6,7 @@ from torch import Tensor
 
 from components.attention.core import Blocks
 from components.attention.pairs import entry_pairs, window_pairs
+from components.indexer.dense import everything
 from components.indexer.lightning import highest
 from components.indexer.teaching import CHOICE, choice_quality
 from components.indexer.topk import check_topk, topk_warnings
@@ -44,8 +45,7 @@ class Oracle(Indexer):
         mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
         count = x.shape[1] // self.ratio
-        seen = torch.arange(count, device=x.device) < visible.unsqueeze(-1)
-        seen = seen.expand(x.shape[0], -1, -1)
+        seen = everything(x.shape[0], count, visible)
         if count <= self.topk:
             return seen, {}
         given = mass(seen)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.cache import Cache, length
+from components.indexer.dense import everything
 from components.indexer.lightning import highest
 from components.indexer.teaching import CHOICE, choice_quality
 from components.indexer.topk import check_topk, topk_warnings
@@ -20,8 +21,8 @@ class Random(Indexer):
     """Chooses `layer.topk` of the visible entries at random, each as likely as any other.
 
     The choice is a function of `seed`, layer, query position and entry alone: the same for all sequences
-    and all steps of training, and for a query the same however the sequence goes on. It costs nothing. In
-    evaluation it reports the share of attention that it keeps, as `lightning` does.
+    and all steps of training, and for a query the same however the sequence goes on. It costs nothing.
+    Watched, it reports the share of attention that it keeps, as `lightning` does.
     """
 
     diagnostics = CHOICE
@@ -48,12 +49,11 @@ class Random(Indexer):
         mass: EntryMass,
     ) -> tuple[Bool[Tensor, "b s t"], Aux]:
         count = x.shape[1] // self.ratio
-        seen = torch.arange(count, device=x.device) < visible.unsqueeze(-1)
-        everything = seen.expand(x.shape[0], -1, -1)
-        chosen = self._choose(everything, torch.arange(x.shape[1], device=x.device))
+        seen = everything(x.shape[0], count, visible)
+        chosen = self._choose(seen, torch.arange(x.shape[1], device=x.device))
         if not self.watched or count <= self.topk:
             return chosen, {}
-        return chosen, choice_quality(mass(everything), chosen, visible, self.topk)
+        return chosen, choice_quality(mass(seen), chosen, visible, self.topk)
 
     @torch.no_grad()
     def step(
@@ -65,8 +65,8 @@ class Random(Indexer):
         cache: Cache | None,
     ) -> tuple[Bool[Tensor, "#b s t"], Cache]:
         before, after = length(cache), length(cache) + x.shape[1]
-        seen = torch.arange(after // self.ratio, device=x.device) < visible.unsqueeze(-1)
-        return self._choose(seen.unsqueeze(0), torch.arange(before, after, device=x.device)), Cache(after)
+        seen = everything(1, after // self.ratio, visible)
+        return self._choose(seen, torch.arange(before, after, device=x.device)), Cache(after)
 
     def _choose(self, seen: Bool[Tensor, "b s t"], positions: Int[Tensor, "s"]) -> Bool[Tensor, "b s t"]:
         count = seen.shape[-1]

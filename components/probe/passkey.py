@@ -49,9 +49,7 @@ class Passkey(Probe):
         anywhere = draws.below(room + 1)
         mark = anywhere if config.depth == -1 else np.full_like(anywhere, round(config.depth * room))
         stood = mark + 1 + np.arange(digits)
-        asked = np.broadcast_to(again + np.arange(digits), stood.shape)
         made.put(mark, np.zeros_like(mark))
         made.put(stood, key)
-        made.put(asked, np.concatenate([np.zeros_like(mark), key[:, :-1]], axis=1))
-        made.ask(asked, stood)
+        made.recite(again, stood)
         return made

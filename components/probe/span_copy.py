@@ -46,9 +46,6 @@ class SpanCopy(Probe):
         again = seq_len - config.span
         mark = draws.below(again - config.distance + 1)
         stood = mark + 1 + np.arange(config.span)
-        span = np.take_along_axis(made.inputs, stood, axis=1)
-        asked = np.broadcast_to(again + np.arange(config.span), span.shape)
         made.put(mark, np.zeros_like(mark))
-        made.put(asked, np.concatenate([np.zeros_like(mark), span[:, :-1]], axis=1))
-        made.ask(asked, stood)
+        made.recite(again, stood)
         return made

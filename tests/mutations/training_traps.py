@@ -73,13 +73,13 @@ TRAPS = (
                 "without window and sink",
                 (
                     edit(
-                        "components.attention.core:entry_mass",
+                        "components.attention.core:_weights",
                         (
-                            "weights = joint_softmax(rows, keys, mask, "
+                            "return joint_softmax(rows, keys, mask, "
                             "None if sink is None else sink.unsqueeze(0), added)",
                             "n = blocks.keys\n    reach = mask[..., n:].any(-1, keepdim=True)\n    "
                             "own = joint_softmax(rows, keys[:, n:], mask[..., n:] | ~reach, None)\n    "
-                            "weights = F.pad(own * reach.unsqueeze(2), (n, 0))",
+                            "return F.pad(own * reach.unsqueeze(2), (n, 0))",
                         ),
                     ),
                 ),
